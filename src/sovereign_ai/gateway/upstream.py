@@ -1,0 +1,179 @@
+"""Talking to Triton: one request to one endpoint, and every way in which that fails.
+
+Whatever goes wrong leaves here as an ApiError that a client may see; what an operator should know as well
+goes to journal and metrics.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from functools import partial
+from typing import TypeVar
+
+import aiohttp
+from yarl import URL
+
+from sovereign_ai.errors import ApiError, UpstreamFailed
+from sovereign_ai.gateway.journal import MAX_REASON_CHARACTERS, Journal
+from sovereign_ai.gateway.metrics import Metrics
+from sovereign_ai.gateway.pool import HOLD_S, Pool, Upstream
+from sovereign_ai.gateway.wire import triton
+from sovereign_ai.gateway.wire.sse import EventSplitter
+
+DRAIN_S = 1.0
+"""How long the end of an answered stream is waited for, so that its connection can be used again."""
+
+SENT_AT_ONCE_BYTES = 1024 * 1024
+"""Larger bodies go to aiohttp as a file: it writes those piece by piece and serves others meanwhile."""
+
+_HEADERS = {"Content-Type": "application/json"}
+_UNREACHABLE = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
+_BROKEN = (aiohttp.ClientError, OSError)
+
+_T = TypeVar("_T")
+
+
+class TokenStream:
+    """An answer being generated. Its first events are already here: it did not fail at once."""
+
+    def __init__(self, read: Callable[[], Awaitable[bytes]], broken: Callable[[str], ApiError]) -> None:
+        self._read_any, self._broken = read, broken
+        self._splitter = EventSplitter()
+        self._ahead: list[triton.Event] = []
+        self.resources = ExitStack()
+
+    async def read_ahead(self) -> None:
+        self._ahead = await self.read()
+
+    async def read(self) -> list[triton.Event]:
+        """The events of one network read; [] at the end. Raises UpstreamFailed."""
+        if self._ahead:
+            ahead, self._ahead = self._ahead, []
+            return ahead
+        while data := await self._data():
+            if payloads := self._splitter.feed(data):
+                return [self._event(payload) for payload in payloads]
+        return []
+
+    async def drain(self) -> None:
+        """Wait for the end of a stream that has said all it had to say."""
+        try:
+            async with asyncio.timeout(DRAIN_S):
+                while await self._read_any():
+                    pass
+        except _BROKEN:
+            return  # the answer is complete; only the connection is lost
+
+    def close(self) -> None:
+        """Before the end of the answer this closes the connection, which makes Triton stop generating."""
+        self.resources.close()
+
+    async def _data(self) -> bytes:
+        try:
+            return await self._read_any()
+        except _BROKEN as error:
+            raise self._broken(repr(error)) from error
+
+    def _event(self, payload: bytes) -> triton.Event:
+        event = triton.read_event(payload)
+        if event.error is not None:
+            raise self._broken(event.error)
+        return event
+
+
+class TritonClient:
+    """Requests to the endpoints in `pool`."""
+
+    def __init__(self, pool: Pool, metrics: Metrics, journal: Journal) -> None:
+        self._pool, self._metrics, self._journal = pool, metrics, journal
+
+    @asynccontextmanager
+    async def stream(self, model: str, body: bytes) -> AsyncIterator[TokenStream]:
+        """Generate; leaving the block early cancels in the engine. Raises ApiError."""
+        with self._metrics.running.labels(model).track_inprogress():
+            stream = await self._with_second_try(model, partial(self._open, body))
+            try:
+                yield stream
+            finally:
+                stream.close()
+
+    async def embed(self, model: str, texts: Sequence[str]) -> triton.Embeddings:
+        """Embeddings of at most MAX_INFER_TEXTS texts. Raises ApiError."""
+        with self._metrics.running.labels(model).track_inprogress():
+            return await self._with_second_try(model, partial(self._infer, texts))
+
+    async def _with_second_try(self, model: str, attempt: Callable[[Upstream], Awaitable[_T]]) -> _T:
+        """Once more elsewhere, as the client has seen nothing. Only once: the request may be the cause."""
+        first = self._pool.choose(model)
+        try:
+            return await attempt(first)
+        except UpstreamFailed:
+            second = self._pool.choose_other(model, first)
+            if second is None:
+                raise
+        return await attempt(second)
+
+    async def _open(self, body: bytes, upstream: Upstream) -> TokenStream:
+        with ExitStack() as resources:
+            resources.enter_context(upstream.occupied())
+            response = await self._post(upstream, upstream.generate_url, body)
+            resources.callback(response.close)
+            stream = TokenStream(response.content.readany, partial(self._broken, upstream))
+            await stream.read_ahead()
+            stream.resources = resources.pop_all()
+        return stream
+
+    async def _infer(self, texts: Sequence[str], upstream: Upstream) -> triton.Embeddings:
+        with upstream.occupied():
+            response = await self._post(upstream, upstream.infer_url, triton.infer_body(texts))
+            with ExitStack() as resources:
+                resources.callback(response.close)
+                try:
+                    body = await response.read()
+                except _BROKEN as error:
+                    raise self._broken(upstream, repr(error)) from error
+            head_length = int(response.headers.get("Inference-Header-Content-Length", len(body)))
+            return triton.read_embeddings(body, head_length, len(texts))
+
+    async def _post(self, upstream: Upstream, url: URL, body: bytes) -> aiohttp.ClientResponse:
+        """An answer with status 200, of which only the head was read."""
+        data = body if len(body) <= SENT_AT_ONCE_BYTES else io.BytesIO(body)
+        try:
+            response = await self._pool.session.post(url, data=data, headers=_HEADERS)
+            if response.status == 200:
+                return response
+            message = triton.error_message(await response.read())
+        except _UNREACHABLE as error:
+            self._pool.mark_down(upstream)
+            self._report(upstream, repr(error))
+            raise UpstreamFailed("the engine cannot be reached", code="engine_unreachable") from error
+        except _BROKEN as error:
+            raise self._broken(upstream, repr(error)) from error
+        raise self._refused(upstream, response.status, message)
+
+    def _refused(self, upstream: Upstream, status: int, message: str) -> ApiError:
+        error = triton.refusal(status, message)
+        if isinstance(error, UpstreamFailed):
+            self._note(upstream, f"status {status}: {message}")
+        return error
+
+    def _broken(self, upstream: Upstream, reason: str) -> ApiError:
+        self._note(upstream, reason)
+        return UpstreamFailed(triton.STOPPED, code="engine_stopped")
+
+    def _note(self, upstream: Upstream, reason: str) -> None:
+        if triton.is_dead(reason):
+            self._pool.mark_down(upstream, hold_s=HOLD_S)
+        self._report(upstream, reason)
+
+    def _report(self, upstream: Upstream, reason: str) -> None:
+        self._metrics.upstream_failures.labels(upstream.route_model, upstream.name).inc()
+        self._journal.event(
+            "upstream_failed",
+            model=upstream.route_model,
+            endpoint=upstream.name,
+            reason=reason[:MAX_REASON_CHARACTERS],
+        )

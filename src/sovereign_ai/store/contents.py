@@ -1,0 +1,72 @@
+"""Which files of a package or folder make a model. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import PurePosixPath
+from typing import NamedTuple
+
+from sovereign_ai.errors import UnsupportedModel
+
+TAKEN = frozenset({".safetensors", ".json", ".txt", ".model", ".jinja"})
+"""What a model folder may hold: weights, configuration, vocabularies, chat templates. No code."""
+PICKLES = frozenset({".bin", ".pt", ".ckpt", ".pth", ".pkl"})
+
+
+class Contents(NamedTuple):
+    """The files to take. `gguf` is set for a single GGUF; else `root` is the model's folder, and
+    `files` are below it."""
+
+    gguf: PurePosixPath | None
+    root: PurePosixPath
+    files: tuple[PurePosixPath, ...]
+
+
+def choose(names: Iterable[PurePosixPath], where: str) -> Contents:
+    """The one model among `names`: a folder with config.json and SafeTensors, else a single GGUF.
+
+    Of nested folders the outermost counts. Raises UnsupportedModel where there is none or more than one;
+    `where` is what holds the files, for the message.
+    """
+    paths = [name for name in names if not any(part.startswith(".") for part in name.parts)]
+    roots = _model_folders(paths)
+    if roots:
+        root = _only(roots, where, "model folders")
+        return Contents(None, root, tuple(path for path in paths if _taken(path, root)))
+    ggufs = [path for path in paths if path.suffix.lower() == ".gguf"]
+    if ggufs:
+        chosen = _only(ggufs, where, "GGUF files")
+        return Contents(chosen, chosen.parent, (chosen,))
+    raise _nothing(paths, where)
+
+
+def _model_folders(paths: list[PurePosixPath]) -> list[PurePosixPath]:
+    configured = {path.parent for path in paths if path.name == "config.json"}
+    found = {path.parent for path in paths if path.suffix == ".safetensors"} & configured
+    return sorted(folder for folder in found if not found.intersection(folder.parents))
+
+
+def _taken(path: PurePosixPath, root: PurePosixPath) -> bool:
+    return path.is_relative_to(root) and (path.suffix in TAKEN or path.stem.upper() in ("LICENSE", "NOTICE"))
+
+
+def _only(found: list[PurePosixPath], where: str, what: str) -> PurePosixPath:
+    if len(found) == 1:
+        return found[0]
+    names = ", ".join(str(path) for path in found[:5])
+    raise UnsupportedModel(
+        f"{where} holds {len(found)} {what}: {names}", "give the path of one of them with file:PATH"
+    )
+
+
+def _nothing(paths: list[PurePosixPath], where: str) -> UnsupportedModel:
+    pickles = [path for path in paths if path.suffix in PICKLES]
+    if pickles:
+        return UnsupportedModel(
+            f"{where} holds its weights only as pickles ({pickles[0]}); loading a pickle can run any program",
+            "look for the same model as SafeTensors or GGUF",
+        )
+    return UnsupportedModel(
+        f"{where} holds no model: neither config.json with *.safetensors nor a .gguf file",
+        "check the name, or point file:PATH at the folder with config.json",
+    )

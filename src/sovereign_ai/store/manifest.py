@@ -1,0 +1,75 @@
+"""What the store knows of a model: the file `manifest.json` beside its weights."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from sovereign_ai.spec import Model, Noun, Task
+
+MANIFEST_NAME = "manifest.json"
+
+
+class StoredFile(Noun, frozen=True, kw_only=True):
+    """One file of a model. `path` is relative to the model's folder, `sha256` in hex."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+class Origin(Noun, frozen=True, kw_only=True):
+    """The file or folder a model came from, and the SHA-256 of its content.
+
+    `stamp` is set for sources on this machine: sizes and times of the files as they were, which tells
+    without reading them whether they have changed since.
+    """
+
+    file: str
+    bytes: int
+    sha256: str
+    stamp: str | None = None
+
+
+class Conversion(Noun, frozen=True, kw_only=True):
+    """How the weights were made into SafeTensors: from which file of the origin, to which type."""
+
+    file: str
+    bytes: int
+    sha256: str
+    dtype: str
+
+
+class Manifest(Noun, frozen=True, kw_only=True):
+    """A model in the store. `created` in seconds since 1970, `tools` name → version.
+
+    `format` is the layout of this file: a later one must not be mistaken for a damaged one.
+    """
+
+    format: Literal[1] = 1
+    model: Model
+    created: int
+    license: str | None
+    tools: dict[str, str]
+    origin: Origin
+    conversion: Conversion | None
+    files: tuple[StoredFile, ...]
+
+    @property
+    def name(self) -> str:
+        return self.model.name
+
+    @property
+    def version(self) -> str:
+        return self.model.version
+
+    @property
+    def task(self) -> Task:
+        return self.model.task
+
+    @property
+    def source(self) -> str:
+        return self.model.source
+
+    @property
+    def total_bytes(self) -> int:
+        return sum(file.bytes for file in self.files)

