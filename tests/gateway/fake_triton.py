@@ -45,6 +45,8 @@ class FakeTriton:
         self.left = 0
         """Connections that the gateway closed before the answer was complete."""
         self.active = self.peak = 0
+        self.written = 0
+        """Events that left, of all requests."""
         self.url = ""
         self._held = b""
 
@@ -71,7 +73,9 @@ class FakeTriton:
         body = await request.json()
         self.bodies.append(body)
         if self.refusal is not None:
-            return web.json_response({"error": self.refusal[1]}, status=self.refusal[0])
+            # as the real one does: an event, although the status is no success
+            text = f"data: {json.dumps({'error': self.refusal[1]})}\n\n"
+            return web.Response(text=text, status=self.refusal[0], content_type="text/event-stream")
         self.active += 1
         self.peak = max(self.peak, self.active)
         try:
@@ -96,6 +100,7 @@ class FakeTriton:
             if self.error_after == index:
                 event = {"error": self.error_text}
             await self._write(response, event, last=index == len(events) - 1)
+            self.written += 1
             if self.error_after == index:
                 break
         await response.write_eof()

@@ -66,7 +66,7 @@ async def test_the_gateways_own_pages_need_no_key() -> None:
         for path in ("/healthz", "/readyz", "/metrics"):
             async with session.get(gateway.url + path) as response:
                 assert response.status == 200
-        assert gateway.lines == []
+        assert gateway.log() == []
 
 
 @in_loop

@@ -8,6 +8,7 @@ import pytest
 
 from sovereign_ai.errors import UpstreamUnavailable
 from sovereign_ai.gateway import pool as pool_module
+from sovereign_ai.gateway.journal import Journal
 from sovereign_ai.gateway.metrics import Metrics
 from sovereign_ai.gateway.pool import Pool
 from tests.gateway.fake_triton import FakeTriton
@@ -23,7 +24,7 @@ class Clock:
 
 @asynccontextmanager
 async def pool_before(*fakes: FakeTriton, clock: Clock | None = None) -> AsyncIterator[Pool]:
-    pool = Pool(routes_to(*fakes), Metrics(), clock=clock or Clock())
+    pool = Pool(routes_to(*fakes), Metrics(), Journal(lambda line: None, Clock()), clock=clock or Clock())
     await pool.start()
     try:
         yield pool
@@ -90,11 +91,75 @@ async def test_held_down_whatever_probes_say() -> None:
     clock = Clock()
     async with FakeTriton().listening() as fake, pool_before(fake, clock=clock) as pool:
         upstream = pool.choose("smol")
-        pool.mark_down(upstream, hold_s=5)
+        pool.mark_dead(upstream)
         await pool.probe(upstream)
         assert not upstream.healthy
-        clock.now = 5
+        clock.now = pool_module.HOLD_S
         await pool.probe(upstream)
+        assert upstream.healthy
+
+
+@in_loop
+async def test_a_restart_ends_the_holding_down() -> None:
+    async with FakeTriton().listening() as fake, pool_before(fake) as pool:
+        upstream = pool.choose("smol")
+        pool.mark_dead(upstream)
+        fake.ready = False
+        await pool.probe(upstream)
+        fake.ready = True
+        await pool.probe(upstream)
+        assert upstream.healthy
+
+
+@in_loop
+async def test_the_dead_answer_nobody() -> None:
+    async with FakeTriton().listening() as fake, pool_before(fake) as pool:
+        upstream = pool.choose("smol")
+        asyncio.get_running_loop().call_soon(pool.mark_dead, upstream)
+        with pytest.raises(TimeoutError):
+            async with upstream.occupied():
+                await asyncio.Event().wait()
+        assert upstream.outstanding == 0
+        pool.mark_dead(upstream)
+
+
+@in_loop
+async def test_only_a_busy_endpoint_can_be_silent() -> None:
+    clock = Clock()
+    async with FakeTriton().listening() as fake, pool_before(fake, clock=clock) as pool:
+        upstream = pool.choose("smol")
+        clock.now = 100
+        assert not upstream.is_silent()
+        async with upstream.occupied():
+            assert not upstream.is_silent()
+            clock.now += pool_module.SILENCE_S
+            assert upstream.is_silent()
+            async with upstream.occupied():
+                assert upstream.is_silent(), "a new request is no sign of life"
+            upstream.heard()
+            assert not upstream.is_silent()
+
+
+@pytest.mark.parametrize("model", ["smol", "minilm"])
+@in_loop
+async def test_a_sign_of_life_is_asked_for(model: str) -> None:
+    async with FakeTriton().listening() as fake, pool_before(fake) as pool:
+        upstream = pool.choose(model)
+        await pool.examine(upstream)
+        fake.refusal = (400, "something else")
+        await pool.examine(upstream)
+        assert upstream.healthy
+        fake.refusal = (400, "Stub process 'smol_0_0' is not healthy.")
+        await pool.examine(upstream)
+        assert not upstream.healthy
+
+
+@in_loop
+async def test_no_answer_is_no_sign_of_death() -> None:
+    async with FakeTriton().listening() as fake, pool_before(fake) as pool:
+        upstream = pool.choose("smol")
+        upstream.question = (upstream.ready_url.with_port(1), b"")
+        await pool.examine(upstream)
         assert upstream.healthy
 
 
@@ -106,7 +171,7 @@ async def test_the_least_busy_is_chosen_and_there_may_be_another() -> None:
         pool_before(one, two) as pool,
     ):
         first = pool.choose("smol")
-        with first.occupied():
+        async with first.occupied():
             second = pool.choose("smol")
             assert second is not first
             assert pool.choose_other("smol", second) is first
@@ -125,4 +190,4 @@ async def test_closing_closes_idle_connections() -> None:
 
 @in_loop
 async def test_a_pool_that_never_started_can_be_closed() -> None:
-    await Pool(routes_to(), Metrics()).close()
+    await Pool(routes_to(), Metrics(), Journal(lambda line: None, Clock())).close()

@@ -59,7 +59,7 @@ def test_blocks_are_trimmed_as_in_training(tmp_path: Path) -> None:
         ("{% for i in [1, 2, 3] %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}", "1"),
         ("{% for i in [1, 2, 3] %}{% if i == 2 %}{% continue %}{% endif %}{{ i }}{% endfor %}", "13"),
         ("{% generation %}{% set x = 1 %}in{{ x }}{% endgeneration %}{{ x is defined }}", "in1False"),
-        ("{{ tools is defined }}", "False"),
+        ("{{ tools is defined }} {{ documents is none }}", "True True"),
     ],
 )
 def test_what_templates_may_use(tmp_path: Path, source: str, expected: str) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 from typing import Any
 
+import aiohttp
 import pytest
 
 from tests.gateway.fake_triton import FakeTriton
@@ -92,6 +94,26 @@ async def test_a_dead_model_process_is_avoided(after: int) -> None:
         assert (await gateway.get("/readyz"))[1] == {"status": "not ready", "models": ["smol"]}
 
 
+@pytest.mark.parametrize("tokens", [["only"], ["two", " tokens"]])
+@in_loop
+async def test_requests_that_a_dead_model_process_leaves_hanging_are_ended(
+    tokens: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sovereign_ai.gateway.pool.PROBE_INTERVAL_S", 0.01)
+    monkeypatch.setattr("sovereign_ai.gateway.pool.SILENCE_S", 0.05)
+    fake = FakeTriton()
+    fake.tokens = tokens
+    fake.gate = asyncio.Event()
+    async with running(fake) as gateway:
+        stream, whole = asyncio.create_task(gateway.chat(stream=True)), asyncio.create_task(gateway.chat())
+        await until(lambda: fake.active == 2)
+        fake.refusal = (400, fake.error_text)
+        assert error_of(await whole)[:2] == (502, "engine_stopped")
+        with contextlib.suppress(aiohttp.ContentTypeError):
+            assert error_of(await stream)[0] == 502
+        assert {line["status"] for line in gateway.log()} == {502}
+
+
 @in_loop
 async def test_one_requests_failure_does_not_take_the_endpoint_away() -> None:
     fake = FakeTriton()
@@ -109,7 +131,7 @@ async def test_nobody_listens_any_more() -> None:
             port = unused.getsockname()[1]
         upstream = gateway.gateway.pool.choose("smol")
         upstream.generate_url = upstream.ready_url = upstream.generate_url.with_port(port)
-        assert error_of(await gateway.chat())[:2] == (502, "engine_unreachable")
+        assert error_of(await gateway.chat())[:2] == (503, "engine_unreachable")
         async with gateway.session.post(gateway.url + "/v1/chat/completions", json=chat_body()) as response:
             assert response.status == 503
             assert response.headers["Retry-After"] == "1"
@@ -242,3 +264,16 @@ async def test_an_embedding_that_breaks_off() -> None:
         upstream = gateway.gateway.pool.choose("minilm")
         upstream.infer_url = upstream.infer_url.with_port(server.sockets[0].getsockname()[1])
         assert error_of(await gateway.post("/v1/embeddings", {"model": "minilm", "input": "x"}))[0] == 502
+
+
+@in_loop
+async def test_a_connection_that_is_closed_without_an_answer() -> None:
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.close()
+
+    fake = FakeTriton()
+    async with running(fake) as gateway, await asyncio.start_server(hang_up, "127.0.0.1", 0) as server:
+        upstream = gateway.gateway.pool.choose("smol")
+        upstream.generate_url = upstream.generate_url.with_port(server.sockets[0].getsockname()[1])
+        assert error_of(await gateway.chat())[:2] == (502, "engine_stopped")

@@ -36,8 +36,15 @@ FactoryFile = Annotated[Path | None, Parameter(name=["--factory", "-f"], help="Y
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="One JSON document on standard output.")]
 
 
+MAX_EXPIRES_DAYS = 36_500
+"""A hundred years: beyond it, leave the option out."""
+
+
 def _paths(factory: Factory | None = None) -> Paths:
-    return paths(environment(), factory or Factory())
+    where = paths(environment(), factory or Factory())
+    if where.home.exists() and not where.home.is_dir():
+        raise UsageError(f"{where.home} is not a folder", "choose another with SOVEREIGN_HOME")
+    return where
 
 
 @app.command
@@ -68,6 +75,8 @@ def up(
     chosen = {key: value for key, value in (("host", host), ("port", port)) if value is not None}
     if port is not None and not 0 < port < 65536:
         raise UsageError(f"--port {port} is not between 1 and 65535")
+    if host is not None and not host.strip():
+        raise UsageError("--host needs an address", "0.0.0.0 listens on every address of this machine")
     settings = msgspec.structs.replace(settings, gateway=msgspec.structs.replace(settings.gateway, **chosen))
     bring_up.run(settings, _paths(settings), Console(), cpu_only=cpu, detach=detach)
 
@@ -175,13 +184,13 @@ def create_key(name: str, *, expires_days: float | None = None, json: AsJson = F
     expires_days
         Days until it stops working (default: never).
     """
-    if expires_days is not None and expires_days <= 0:
-        raise UsageError("--expires-days must be above 0")
+    if expires_days is not None and not 0 < expires_days <= MAX_EXPIRES_DAYS:
+        raise UsageError(f"--expires-days must be above 0 and at most {MAX_EXPIRES_DAYS}")
     seconds = None if expires_days is None else expires_days * 86400
     record, secret = _ledger().create_key(name, expires_s=seconds)
     console = Console(json=json)
     if json:
-        console.data({"key": secret, **_key_row(record)})
+        console.data({**_key_row(record), "key": secret})
     else:
         console.say(secret)
         console.note(f"key {record.id} `{record.name}`: shown once, store it now")

@@ -74,12 +74,12 @@ def first_chat_model(run: Path) -> str:
 @contextmanager
 def passing_key(ledger_file: Path, name: str) -> Iterator[str]:
     """An API key for the length of a command: who may write the ledger may also ask."""
-    ledger = Ledger(ledger_file)
-    record, secret = ledger.create_key(f"{name} (passing)", expires_s=PASSING_KEY_S)
-    try:
-        yield secret
-    finally:
-        ledger.delete_key(record.id)
+    with Ledger(ledger_file) as ledger:
+        record, secret = ledger.create_key(f"{name} (passing)", expires_s=PASSING_KEY_S)
+        try:
+            yield secret
+        finally:
+            ledger.delete_key(record.id)
 
 
 def ask(
@@ -126,12 +126,15 @@ def _events(base_url: str, key: str, body: Mapping[str, Any]) -> Iterator[dict[s
         if response.status != 200:
             raise _refused(response.status, response.read())
         for line in response:
-            if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
+            if line.startswith(b"data: [DONE]"):
+                return
+            if not line.startswith(b"data: "):
                 continue
             event = json.loads(line[6:])
             if "error" in event:
                 raise DeployError(f"the answer broke off: {event['error']['message']}", "see: sovereign logs")
             yield event
+        raise DeployError("the answer broke off: the gateway closed the connection", "see: sovereign logs")
     except (OSError, http.client.HTTPException) as error:
         raise NotRunning(
             f"the gateway at {base_url} does not answer: {error}", "see: sovereign status"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import signal
@@ -62,22 +63,15 @@ def check_port(host: str, port: int) -> None:
             raise PortTaken(
                 f"no permission to listen on {host}:{port}", "choose a port of 1024 or more"
             ) from error
-        except (OSError, socket.gaierror) as error:
-            owner = processes.listener(port)
-            if owner is None and not _in_use(error):
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
                 raise DeployError(
                     f"cannot listen on {host}:{port}: {error}", "choose another host"
                 ) from error
             raise PortTaken(
-                f"port {port} of {host} is taken by {owner or 'another program'}",
+                f"port {port} of {host} is taken by {processes.listener(port) or 'another program'}",
                 "stop it, or choose another port with --port",
             ) from error
-
-
-def _in_use(error: OSError) -> bool:
-    import errno
-
-    return error.errno == errno.EADDRINUSE
 
 
 def write_repository(run: Path, process: TritonProcess) -> Path:
@@ -152,7 +146,8 @@ def gateway_service(paths: Paths, settings: GatewaySettings, variables: Mapping[
 
 def gateway_url(settings: GatewaySettings) -> str:
     """Where a client on this machine reaches the gateway."""
-    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104
+    loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
+    host = loopback.get(settings.host, settings.host)
     return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
 
 
@@ -279,7 +274,8 @@ def _stop_supervisor(supervisor: ProcessId, console: Console) -> None:
 
 def _interrupt_preparation(paths: Paths) -> bool:
     """Interrupt an `up` that has not started anything yet, as Ctrl-C at its terminal would."""
-    if not paths.run.is_dir() or (holder := RunLock(paths.run).holder()) is None:
+    holder = RunLock(paths.run).holder() if paths.run.is_dir() else None
+    if holder is None or not processes.is_alive(holder.process):
         return False
     processes.send([holder.process.pid], signal.SIGINT)
     processes.wait_gone([holder.process.pid], STOP_BUDGET_S)

@@ -11,7 +11,7 @@ import ctypes
 import os
 import signal
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -152,6 +152,20 @@ def reap(pids: Iterable[int]) -> None:
             continue
 
 
+def reap_orphans(own: Collection[int]) -> None:
+    """Collect every child that has ended, except `own`: those belong to whoever started them."""
+    while (ended := _ended_child()) and ended not in own:
+        reap([ended])
+
+
+def _ended_child() -> int | None:
+    try:
+        found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return None
+    return found.si_pid if found else None
+
+
 def become_subreaper() -> None:
     """Orphaned descendants come to this process instead of init, so that they can be found and reaped."""
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -167,12 +181,19 @@ def listener(port: int) -> str | None:
     inodes = _listening_inodes(port)
     for pid in all_pids():
         try:
-            links = {str(fd.readlink()) for fd in Path(f"/proc/{pid}/fd").iterdir()}
-            if links & inodes:
+            if any(_link(fd) in inodes for fd in Path(f"/proc/{pid}/fd").iterdir()):
                 return f"{Path(f'/proc/{pid}/comm').read_text().strip()} (pid {pid})"
         except OSError:
             continue
     return None
+
+
+def _link(file: Path) -> str:
+    """Where an open file leads; empty once it is closed."""
+    try:
+        return str(file.readlink())
+    except OSError:
+        return ""
 
 
 def _listening_inodes(port: int) -> set[str]:

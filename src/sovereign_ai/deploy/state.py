@@ -86,7 +86,7 @@ def read_state(run: Path) -> RunState | None:
     """The last state written, None where no stack ran (or the file is not readable as one)."""
     try:
         return msgspec.json.decode((run / "state.json").read_bytes(), type=RunState)
-    except (FileNotFoundError, msgspec.MsgspecError):
+    except (FileNotFoundError, NotADirectoryError, msgspec.MsgspecError):
         return None
 
 

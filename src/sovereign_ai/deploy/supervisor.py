@@ -7,13 +7,15 @@ removed, and it is started again after a pause that doubles. A service that ends
 
 from __future__ import annotations
 
+import http.client
 import logging
 import os
 import signal
 import subprocess
 import time
-import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -31,6 +33,7 @@ from sovereign_ai.deploy.state import (
     write_json,
 )
 from sovereign_ai.engines import triton
+from sovereign_ai.errors import SovereignError
 
 TICK_S = 0.1
 """How often children are looked at: a killed service is seen within this."""
@@ -49,6 +52,8 @@ SEGMENTS_INTERVAL_S = 5.0
 """How often shared memory is noted: it is made while loading, and looking costs milliseconds."""
 
 LOG_TAIL_BYTES = 64 * 1024
+STRAYS_S = 1.0
+"""How long processes that left their service's session are given to go after SIGKILL, at the end."""
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +74,12 @@ class Supervised:
 
     def start(self) -> None:
         self._turn("starting" if not self.was_ready else "restarting")
+        try:
+            self._launch()
+        except OSError as error:
+            self._ended(f"cannot be started: {error}", time.monotonic())
+
+    def _launch(self) -> None:
         with Path(self.service.log).open("ab") as output:
             self._log_from = output.tell()
             self.child = subprocess.Popen(
@@ -138,8 +149,8 @@ class Supervised:
     def _note_segments(self) -> bool:
         if self.child is None:
             return False
-        members = {self.child.pid, *(p.pid for p in processes.descendants(self.child.pid))}
-        segments = sorted(sharedmemory.mapped_by(members) | set(self.status.segments))
+        mapped = sharedmemory.mapped_by({self.child.pid, *self.members()})
+        segments = sorted(mapped | set(self.status.segments))
         changed = segments != self.status.segments
         self.status.segments = segments
         return changed
@@ -158,11 +169,16 @@ class Supervised:
 
     def _describe_end(self, code: int) -> str:
         if code < 0:
-            return f"ended by {signal.Signals(-code).name}"
-        with Path(self.service.log).open("rb") as output:
-            output.seek(max(self._log_from, output.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
-            lines = output.read().decode("utf-8", "replace").splitlines()
-        return f"ended with exit code {code}: {triton.failure_line(lines)}"
+            return f"ended by {_signal_name(-code)}"
+        return f"ended with exit code {code}: {triton.failure_line(self._last_words())}"
+
+    def _last_words(self) -> list[str]:
+        try:
+            with Path(self.service.log).open("rb") as output:
+                output.seek(max(self._log_from, output.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
+                return output.read().decode("utf-8", "replace").splitlines()
+        except OSError:
+            return []
 
     def members(self) -> set[int]:
         """Living processes of this service, its orphans included."""
@@ -196,6 +212,13 @@ class Supervised:
         log.info("%s: %s %s", self.service.name, state, self.status.error)
 
 
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 class Supervisor:
     """The loop around the services."""
 
@@ -212,10 +235,11 @@ class Supervisor:
         )
 
     def run(self) -> None:
-        """Serve until SIGTERM or SIGINT, then stop everything in order."""
+        """Serve until SIGTERM, SIGINT or SIGHUP, then stop everything in order."""
         processes.become_subreaper()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._on_signal)
+        write_json(self._run / "state.json", self._state)
         for supervised in self._services:
             supervised.start()
         self._save()
@@ -230,12 +254,14 @@ class Supervisor:
     def _turn_once(self) -> None:
         before = {s.service.name: s.status.state for s in self._services}
         looks = [supervised.look(time.monotonic()) for supervised in self._services]
+        processes.reap_orphans({s.child.pid for s in self._services if s.child})
         if not any(looks):
             return
         for supervised in self._services:
             status = supervised.status
             if status.state == "ready" and before[status.name] != "ready" and status.load_s:
-                remember_loads(self._run / "loads.json", {status.name: status.load_s})
+                with _surviving_a_full_disk():
+                    remember_loads(self._run / "loads.json", {status.name: status.load_s})
         self._save()
 
     def _shut_down(self) -> None:
@@ -247,6 +273,9 @@ class Supervisor:
             supervised.clean_up()
             supervised.status.state = "stopped"
             self._save()
+        strays = {stray.pid for stray in processes.descendants(os.getpid())}
+        processes.send(strays, signal.SIGKILL)
+        processes.wait_gone(strays, STRAYS_S)
         (self._run / "state.json").unlink(missing_ok=True)
 
     def _wait_for(self, supervised: Supervised) -> None:
@@ -258,15 +287,29 @@ class Supervisor:
             return
 
     def _save(self) -> None:
-        write_json(self._run / "state.json", self._state)
+        with _surviving_a_full_disk():
+            write_json(self._run / "state.json", self._state)
+
+
+@contextmanager
+def _surviving_a_full_disk() -> Iterator[None]:
+    """What is written down serves people; the services run on without it."""
+    try:
+        yield
+    except (SovereignError, OSError) as error:
+        log.warning("the run state is not written: %s", error)
+
+
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Never through the proxy that the environment may name: the services are on this machine."""
 
 
 def answers_ok(url: str) -> bool:
     """True where a GET of the URL is answered with 200."""
     try:
-        with urllib.request.urlopen(url, timeout=PROBE_TIMEOUT_S) as answer:  # noqa: S310  our own loopback URLs
+        with _DIRECT.open(url, timeout=PROBE_TIMEOUT_S) as answer:
             return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
+    except (OSError, http.client.HTTPException):
         return False
 
 

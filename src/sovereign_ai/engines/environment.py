@@ -24,6 +24,7 @@ from sovereign_ai.engines.interpreter import Interpreter, find_interpreter
 from sovereign_ai.engines.lock import TORCH_PACKAGE, TRITON_PACKAGE, Lock, load_lock
 from sovereign_ai.errors import EngineError, EngineInstallFailed, EngineUnavailable, NoSpace, disk_errors
 from sovereign_ai.spec import Inventory
+from sovereign_ai.store.layout import writer_lock
 from sovereign_ai.store.pip import PipFailed, run_pip
 
 COMPLETE = "complete.json"
@@ -120,10 +121,18 @@ def ensure(paths: Paths, kind: str, console: Console) -> EngineEnvironment:
     Raises EngineInstallFailed, EngineUnavailable, NoSpace or NoPermission.
     """
     lock, digest = load_lock(kind)
-    for environment in installed(paths):
-        if environment.complete.lock == digest and _usable(environment):
-            return environment
-    return _install(paths, lock, digest, find_interpreter(lock.pythons), console)
+    if found := _finished(paths, digest):
+        return found
+    interpreter = find_interpreter(lock.pythons)
+    with disk_errors("installing the engine environment", paths.engines):
+        paths.engines.mkdir(parents=True, exist_ok=True)
+    with writer_lock(paths.engines, console):
+        # Another process may have installed it while this one waited.
+        return _finished(paths, digest) or _install(paths, lock, digest, interpreter, console)
+
+
+def _finished(paths: Paths, digest: str) -> EngineEnvironment | None:
+    return next((e for e in installed(paths) if e.complete.lock == digest and _usable(e)), None)
 
 
 def _usable(environment: EngineEnvironment) -> bool:
@@ -206,10 +215,12 @@ def _check_space(root: Path, lock: Lock, python: str, present: int) -> None:
 
 
 def _make_venv(root: Path, interpreter: Interpreter) -> None:
-    command = [interpreter.executable, "-m", "venv", "--without-pip", str(root / "venv")]
+    command = [interpreter.executable, "-I", "-m", "venv", "--without-pip", str(root / "venv")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         said = (done.stderr or done.stdout).strip().splitlines() or ["no reason given"]
+        if "[Errno 28]" in said[-1]:  # ENOSPC, in the words of venv
+            raise NoSpace(f"no space left: {said[-1]} ({root})", "free some space; what was complete is kept")
         raise EngineInstallFailed(f"{' '.join(command)}: {said[-1]}")
 
 
@@ -273,7 +284,7 @@ def _finish(root: Path, lock: Lock, digest: str, interpreter: Interpreter) -> Co
         kind=lock.kind,
         lock=digest,
         interpreter=interpreter,
-        versions={package.name: package.version for package in lock.packages},
+        versions={package.name: package.version for package in lock.installs(interpreter.minor)},
         bytes=sum(file.lstat().st_size for file in root.rglob("*") if not file.is_dir()),
         installed_at=time.time(),
     )

@@ -56,6 +56,10 @@ class Lock(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         pairs = ((package, package.wheel_for(python)) for package in self.packages)
         return tuple((package, wheel) for package, wheel in pairs if wheel)
 
+    def installs(self, python: str) -> tuple[Package, ...]:
+        """What goes in for one Python: every package with a wheel for it, and torch always."""
+        return tuple(p for p in self.packages if p.wheel_for(python) or p.name == TORCH_PACKAGE)
+
     def download_bytes(self, python: str) -> int:
         return sum(wheel.bytes for _, wheel in self.wheels(python))
 

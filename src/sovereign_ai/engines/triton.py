@@ -18,12 +18,17 @@ EXIT_TIMEOUT_S = 2
 EMBEDDING_QUEUE_DELAY_US = 2000
 """How long Triton holds a text back to batch it with others: far below one forward pass on a CPU."""
 
-_PREFIX = re.compile(r"^(?:[EWI]\d{4} [\d:.]+ +\d+ [\w.]+:\d+\] )?\"?")
+_PREFIX = re.compile(r"^(?:[EWI]\d{4} [\d:.]+ +\d+ [\w.]+:\d+\] |\(\S+ pid=\d+\) (?:ERROR .*?\] )?)?\"?")
 _EXCEPTION = re.compile(r"\b\w*(Error|Exception)\b: \S")
 _TRITON_ERROR = re.compile(r"^(E\d{4} |error: )")
 _WORDS = re.compile(r"error|fail|exception|invalid|not found|no such file|unable|out of memory|in use", re.I)
-_BORING = re.compile(r"DCGM|NVML|CUDA|CudaDriver|failed to load all models|leaked shared_memory")
-"""Lines that every start prints, or that only say that another line said why."""
+_BORING = re.compile(
+    r"DCGM|NVML|CUDA (memory pool|driver version)|CudaDriver|failed to load all models"
+    r"|leaked shared_memory|^[|+]"
+)
+"""Lines that every start prints, or that only repeat another line: the tables of Triton among them."""
+_POINTER = re.compile(r"[Ss]ee (root cause|stack trace) \(?above")
+"""vLLM's words where one process noticed that another had failed."""
 
 
 def config_pbtxt(deployment: Deployment) -> str:
@@ -123,15 +128,21 @@ def failure_line(log: Sequence[str]) -> str:
     A Python exception is the cause and what Triton adds is where it was noticed, so the exception wins;
     then the first error of Triton itself, because later ones follow from it.
     """
-    useful = [line for line in log if not _BORING.search(line)]
+    telling = [line for line in log if not _BORING.search(line)]
+    useful = [line for line in telling if not _POINTER.search(line)]
     exceptions = [line for line in useful if _EXCEPTION.search(line)]
     errors = [line for line in useful if _TRITON_ERROR.match(line)]
     worded = [line for line in useful if _WORDS.search(line)]
     filled = [line for line in log if line.strip()]
-    for found in (exceptions[-1:], errors[:1], worded[-1:], filled[-1:]):
-        if found:
-            return _PREFIX.sub("", found[0]).strip().rstrip('"')
+    for found in (exceptions[-1:], errors[:1], worded[-1:], telling[-1:], filled[-1:]):
+        if found and (said := _said(found[0])):
+            return said
     return "the log is empty"
+
+
+def _said(line: str) -> str:
+    """A log line without its prefix, its quotes, and the stack that Triton puts behind an escaped newline."""
+    return _PREFIX.sub("", line).partition("\\n")[0].strip().rstrip('"')
 
 
 def merged_environment(

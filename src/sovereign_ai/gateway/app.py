@@ -61,7 +61,7 @@ class Gateway:
         self._flights: set[Flight] = set()
         self.metrics = Metrics()
         self.journal = Journal(write, clock)
-        self.pool = Pool(routes, self.metrics, clock=monotonic)
+        self.pool = Pool(routes, self.metrics, self.journal, clock=monotonic)
         client = TritonClient(self.pool, self.metrics, self.journal)
         proxy = Proxy(served, client, clock=clock, monotonic=monotonic, new_id=new_id)
         self._posts: dict[str, AnswerBody] = {

@@ -4,59 +4,93 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import aiohttp
 from yarl import URL
 
 from sovereign_ai.errors import UpstreamUnavailable
+from sovereign_ai.gateway.journal import Clock, Journal
 from sovereign_ai.gateway.metrics import Metrics
 from sovereign_ai.gateway.picker import pick
-from sovereign_ai.spec import Endpoint, Routes
+from sovereign_ai.gateway.wire import triton
+from sovereign_ai.spec import Endpoint, Route, Routes
 
 PROBE_INTERVAL_S = 1.0
 PROBE_TIMEOUT_S = 5.0
 """An engine under full load on few cores answers late, and is healthy all the same."""
 CONNECT_TIMEOUT_S = 5.0
-HOLD_S = 5.0
-"""A model whose process died can still be called ready by its server: keep away for as long as this."""
+HOLD_S = 60.0
+"""How long an endpoint is left alone whose model process died: its tritonserver goes on calling it ready. A
+probe that fails ends this early, because it means that the server is being restarted."""
+
+SILENCE_S = 10.0
+"""After so long without a byte from a busy endpoint its model process is asked whether it lives. Reading a
+long prompt takes longer on a small machine: silence alone proves nothing."""
 
 
 class Upstream:
     """One endpoint of one model, as the gateway sees it."""
 
-    def __init__(self, route_model: str, endpoint: Endpoint) -> None:
-        self.route_model = route_model
+    def __init__(self, route: Route, endpoint: Endpoint, clock: Clock) -> None:
+        self.route_model = route.model
         self.name = endpoint.name
-        self.outstanding = 0
         self.healthy = False
         self.held_until = 0.0
+        self._clock = clock
+        self._heard = clock()
+        self._requests: set[asyncio.Timeout] = set()
         base = URL(endpoint.url) / "v2/models" / endpoint.model
         self.ready_url = base / "ready"
         self.generate_url = base / "generate_stream"
         self.infer_url = base / "infer"
+        self.question = (self.infer_url, triton.infer_body(["."]))
+        """Where and how to ask for a sign of life: the smallest request there is."""
+        if route.task == "chat":
+            self.question = (self.generate_url, triton.generate_body(".", {"max_tokens": 1}))
 
-    @contextmanager
-    def occupied(self) -> Iterator[None]:
-        """Counts one outstanding request for the length of the block."""
-        self.outstanding += 1
-        try:
-            yield
-        finally:
-            self.outstanding -= 1
+    @property
+    def outstanding(self) -> int:
+        return len(self._requests)
+
+    @asynccontextmanager
+    async def occupied(self) -> AsyncIterator[None]:
+        """One outstanding request. Raises TimeoutError out of the block when the request is abandoned."""
+        if not self._requests:
+            self.heard()
+        async with asyncio.timeout(None) as request:
+            self._requests.add(request)
+            try:
+                yield
+            finally:
+                self._requests.discard(request)
+
+    def abandon(self) -> None:
+        """End all outstanding requests: nobody will answer them."""
+        requests, self._requests = self._requests, set()
+        for request in requests:
+            request.reschedule(asyncio.get_running_loop().time())
+
+    def heard(self) -> None:
+        """To be called when something comes from the endpoint."""
+        self._heard = self._clock()
+
+    def is_silent(self) -> bool:
+        """Whether outstanding requests have been waiting for suspiciously long."""
+        return bool(self._requests) and self._clock() - self._heard >= SILENCE_S
 
 
 class Pool:
     """All upstreams and the one client session they share. `start` and `close` it inside the event loop."""
 
     def __init__(
-        self, routes: Routes, metrics: Metrics, *, clock: Callable[[], float] = time.monotonic
+        self, routes: Routes, metrics: Metrics, journal: Journal, *, clock: Clock = time.monotonic
     ) -> None:
         self._clock = clock
-        self._metrics = metrics
+        self._metrics, self._journal = metrics, journal
         self._by_model = {
-            route.model: tuple(Upstream(route.model, endpoint) for endpoint in route.endpoints)
+            route.model: tuple(Upstream(route, endpoint, clock) for endpoint in route.endpoints)
             for route in routes.routes
         }
         self._session: aiohttp.ClientSession | None = None
@@ -103,20 +137,45 @@ class Pool:
         """Models without a healthy endpoint."""
         return [model for model, upstreams in self._by_model.items() if not any(u.healthy for u in upstreams)]
 
-    def mark_down(self, upstream: Upstream, *, hold_s: float = 0.0) -> None:
-        """Send nothing there until a probe succeeds, and no probe counts for `hold_s` seconds."""
-        upstream.held_until = self._clock() + hold_s
+    def mark_down(self, upstream: Upstream) -> None:
+        """Send nothing there until a probe succeeds."""
         self._set_health(upstream, False)
+
+    def mark_dead(self, upstream: Upstream) -> None:
+        """The model's process has died behind a tritonserver that goes on as if nothing had happened.
+
+        It leaves running requests unanswered for ever and calls the model ready: so they are ended here, and
+        for HOLD_S no probe counts until one has failed.
+        """
+        upstream.held_until = self._clock() + HOLD_S
+        self._set_health(upstream, False)
+        upstream.abandon()
 
     async def probe(self, upstream: Upstream) -> None:
         """Ask the endpoint once whether the model is ready."""
         ready = await self._is_ready(upstream)
+        if not ready:
+            upstream.held_until = 0.0
         self._set_health(upstream, ready and self._clock() >= upstream.held_until)
 
     async def _keep_probing(self, upstream: Upstream) -> None:
         while True:
             await asyncio.sleep(PROBE_INTERVAL_S)
             await self.probe(upstream)
+            if upstream.is_silent():
+                await self.examine(upstream)
+
+    async def examine(self, upstream: Upstream) -> None:
+        """Ask the model's process itself. A late answer or none proves nothing; only Triton's word does."""
+        url, body = upstream.question
+        try:
+            async with asyncio.timeout(PROBE_TIMEOUT_S), self.session.post(url, data=body) as response:
+                if response.status != 200 and triton.is_dead(triton.error_message(await response.read())):
+                    self.mark_dead(upstream)
+        except (aiohttp.ClientError, OSError):
+            return
+        finally:
+            upstream.heard()
 
     async def _is_ready(self, upstream: Upstream) -> bool:
         try:
@@ -126,7 +185,11 @@ class Pool:
             return False
 
     def _set_health(self, upstream: Upstream, healthy: bool) -> None:
-        upstream.healthy = healthy
+        if upstream.healthy != healthy:
+            upstream.healthy = healthy
+            self._journal.event(
+                "endpoint_health", model=upstream.route_model, endpoint=upstream.name, healthy=healthy
+            )
         self._metrics.endpoint_up.labels(upstream.route_model, upstream.name).set(healthy)
 
     def _all(self) -> list[Upstream]:

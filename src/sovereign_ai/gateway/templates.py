@@ -64,7 +64,10 @@ class PromptBuilder:
         if self._template is None:
             raise InvalidRequest("This model has no chat template: use /v1/completions", param="model")
         try:
-            text = self._template.render(messages=messages, add_generation_prompt=True, **self._tokens)
+            # transformers defines tools and documents even when there are none, and templates ask for that
+            text = self._template.render(
+                messages=messages, tools=None, documents=None, add_generation_prompt=True, **self._tokens
+            )
         except _TEMPLATE_FAULTS as error:
             raise InvalidRequest(
                 f"The model's chat template refused these messages: {error}",

@@ -9,17 +9,17 @@ from __future__ import annotations
 import asyncio
 import io
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from functools import partial
 from typing import TypeVar
 
 import aiohttp
 from yarl import URL
 
-from sovereign_ai.errors import ApiError, UpstreamFailed
+from sovereign_ai.errors import ApiError, UpstreamFailed, UpstreamUnavailable
 from sovereign_ai.gateway.journal import MAX_REASON_CHARACTERS, Journal
 from sovereign_ai.gateway.metrics import Metrics
-from sovereign_ai.gateway.pool import HOLD_S, Pool, Upstream
+from sovereign_ai.gateway.pool import Pool, Upstream
 from sovereign_ai.gateway.wire import triton
 from sovereign_ai.gateway.wire.sse import EventSplitter
 
@@ -39,11 +39,15 @@ _T = TypeVar("_T")
 class TokenStream:
     """An answer being generated. Its first events are already here: it did not fail at once."""
 
-    def __init__(self, read: Callable[[], Awaitable[bytes]], broken: Callable[[str], ApiError]) -> None:
-        self._read_any, self._broken = read, broken
+    def __init__(
+        self,
+        read: Callable[[], Awaitable[bytes]],
+        heard: Callable[[], None],
+        broken: Callable[[str], ApiError],
+    ) -> None:
+        self._read_any, self._heard, self._broken = read, heard, broken
         self._splitter = EventSplitter()
         self._ahead: list[triton.Event] = []
-        self.resources = ExitStack()
 
     async def read_ahead(self) -> None:
         self._ahead = await self.read()
@@ -54,6 +58,7 @@ class TokenStream:
             ahead, self._ahead = self._ahead, []
             return ahead
         while data := await self._data():
+            self._heard()
             if payloads := self._splitter.feed(data):
                 return [self._event(payload) for payload in payloads]
         return []
@@ -66,10 +71,6 @@ class TokenStream:
                     pass
         except _BROKEN:
             return  # the answer is complete; only the connection is lost
-
-    def close(self) -> None:
-        """Before the end of the answer this closes the connection, which makes Triton stop generating."""
-        self.resources.close()
 
     async def _data(self) -> bytes:
         try:
@@ -94,11 +95,8 @@ class TritonClient:
     async def stream(self, model: str, body: bytes) -> AsyncIterator[TokenStream]:
         """Generate; leaving the block early cancels in the engine. Raises ApiError."""
         with self._metrics.running.labels(model).track_inprogress():
-            stream = await self._with_second_try(model, partial(self._open, body))
-            try:
-                yield stream
-            finally:
-                stream.close()
+            async with AsyncExitStack() as resources:
+                yield await self._with_second_try(model, partial(self._open, resources, body))
 
     async def embed(self, model: str, texts: Sequence[str]) -> triton.Embeddings:
         """Embeddings of at most MAX_INFER_TEXTS texts. Raises ApiError."""
@@ -110,24 +108,34 @@ class TritonClient:
         first = self._pool.choose(model)
         try:
             return await attempt(first)
-        except UpstreamFailed:
+        except (UpstreamFailed, UpstreamUnavailable):
             second = self._pool.choose_other(model, first)
             if second is None:
                 raise
         return await attempt(second)
 
-    async def _open(self, body: bytes, upstream: Upstream) -> TokenStream:
-        with ExitStack() as resources:
-            resources.enter_context(upstream.occupied())
+    async def _open(self, resources: AsyncExitStack, body: bytes, upstream: Upstream) -> TokenStream:
+        """What the stream needs is handed to `resources` once its first events are here."""
+        async with AsyncExitStack() as attempt:
+            await attempt.enter_async_context(self._occupied(upstream))
             response = await self._post(upstream, upstream.generate_url, body)
-            resources.callback(response.close)
-            stream = TokenStream(response.content.readany, partial(self._broken, upstream))
+            # before the end of the answer this closes the connection, which makes Triton stop generating
+            attempt.callback(response.close)
+            stream = TokenStream(response.content.readany, upstream.heard, partial(self._broken, upstream))
             await stream.read_ahead()
-            stream.resources = resources.pop_all()
+            await resources.enter_async_context(attempt.pop_all())
         return stream
 
+    @asynccontextmanager
+    async def _occupied(self, upstream: Upstream) -> AsyncIterator[None]:
+        try:
+            async with upstream.occupied():
+                yield
+        except TimeoutError as error:
+            raise self._broken(upstream, "abandoned") from error
+
     async def _infer(self, texts: Sequence[str], upstream: Upstream) -> triton.Embeddings:
-        with upstream.occupied():
+        async with self._occupied(upstream):
             response = await self._post(upstream, upstream.infer_url, triton.infer_body(texts))
             with ExitStack() as resources:
                 resources.callback(response.close)
@@ -149,7 +157,7 @@ class TritonClient:
         except _UNREACHABLE as error:
             self._pool.mark_down(upstream)
             self._report(upstream, repr(error))
-            raise UpstreamFailed("the engine cannot be reached", code="engine_unreachable") from error
+            raise UpstreamUnavailable("the engine cannot be reached", code="engine_unreachable") from error
         except _BROKEN as error:
             raise self._broken(upstream, repr(error)) from error
         raise self._refused(upstream, response.status, message)
@@ -166,7 +174,7 @@ class TritonClient:
 
     def _note(self, upstream: Upstream, reason: str) -> None:
         if triton.is_dead(reason):
-            self._pool.mark_down(upstream, hold_s=HOLD_S)
+            self._pool.mark_dead(upstream)
         self._report(upstream, reason)
 
     def _report(self, upstream: Upstream, reason: str) -> None:

@@ -60,6 +60,7 @@ def test_an_engine_that_gives_up_has_not_finished(reason: str) -> None:
 
 def test_error_messages() -> None:
     assert triton.error_message(b'{"error":"no"}') == "no"
+    assert triton.error_message(b'data: {"error":"no"}\n\n') == "no"
     assert triton.error_message(b"<html>\xff") == "<html>\ufffd"
 
 
@@ -71,6 +72,8 @@ def test_refusals() -> None:
 
 def test_dead_model_processes() -> None:
     assert triton.is_dead("Stub process 'smol_0_0' is not healthy.")
+    assert triton.is_dead("EngineCore encountered an issue. See stack trace (above) for the root cause.")
+    assert isinstance(triton.refusal(400, "EngineCore encountered an issue."), UpstreamFailed)
     assert not triton.is_dead("busy")
 
 

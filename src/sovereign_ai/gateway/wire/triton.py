@@ -15,8 +15,12 @@ MAX_INFER_TEXTS = 64
 FLOAT32_BYTES = 4
 STOPPED = "the engine stopped while answering"
 
-_NOT_THE_CLIENTS_FAULT = ("unknown model", "not ready", "no available versions", "not healthy")
+_NOT_THE_CLIENTS_FAULT = ("unknown model", "not ready", "no available versions")
 """Words in errors that Triton answers with status 400 although the request itself is in order."""
+
+_DEAD = ("is not healthy", "EngineCore encountered", "EngineDead", "Background loop has errored")
+"""Words of Triton's (its model process is gone) and of vLLM's (its engine is gone) from which only a restart
+leads back."""
 
 _FAILED_REASONS = {"abort", "error"}
 
@@ -101,23 +105,26 @@ def finish_reason(event: Event) -> str | None:
 
 
 def error_message(body: bytes) -> str:
-    """The text in Triton's {"error": …}, or the first bytes of whatever came instead."""
+    """The text in Triton's {"error": …}, or the first bytes of whatever came instead.
+
+    /generate_stream answers so even with a status of 400, and then as an event: behind `data:`.
+    """
     try:
-        return _error_decoder.decode(body).error
+        return _error_decoder.decode(body.removeprefix(b"data:").strip()).error
     except (msgspec.DecodeError, UnicodeDecodeError):
         return body[:200].decode(errors="replace")
 
 
 def refusal(status: int, message: str) -> ApiError:
     """What the client is told when Triton refused a request before answering."""
-    if status == 400 and not any(words in message for words in _NOT_THE_CLIENTS_FAULT):
+    if status == 400 and not any(words in message for words in _NOT_THE_CLIENTS_FAULT + _DEAD):
         return InvalidRequest(f"the engine refused the request: {message}")
     return UpstreamFailed("the engine failed before answering")
 
 
 def is_dead(message: str) -> bool:
     """Whether the message says that the model's process is gone, while tritonserver itself lives."""
-    return "is not healthy" in message
+    return any(words in message for words in _DEAD)
 
 
 def infer_body(texts: Sequence[str]) -> bytes:

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from sovereign_ai.render import render_routes, triton_processes
+from sovereign_ai.spec import Endpoint, Route, Routes
+from tests.render.test_triton import FOLDERS, deployment, plan
+
+URLS = {"triton-cpu": "http://127.0.0.1:4001", "triton-gpu-1": "http://127.0.0.1:4003"}
+
+
+def test_a_model_leads_to_the_process_that_serves_it() -> None:
+    planned = plan(deployment("smol", "cpu"), deployment("minilm", "cpu", task="embed"))
+    routes = render_routes(planned, triton_processes(planned, FOLDERS), FOLDERS, URLS, created=17)
+    assert routes == Routes(
+        routes=(
+            Route(
+                model="smol",
+                task="chat",
+                context=4096,
+                folder="/models/smol/1",
+                endpoints=(
+                    Endpoint(name="triton-cpu", url="http://127.0.0.1:4001", engine="triton", model="smol"),
+                ),
+                created=17,
+            ),
+            Route(
+                model="minilm",
+                task="embed",
+                context=4096,
+                folder="/models/minilm/1",
+                endpoints=(
+                    Endpoint(name="triton-cpu", url="http://127.0.0.1:4001", engine="triton", model="minilm"),
+                ),
+                created=17,
+            ),
+        )
+    )
+
+
+def test_a_process_serves_its_own_models_only() -> None:
+    planned = plan(deployment("smol", "cpu"), deployment("nemo", "GPU-gpu-1"))
+    routes = render_routes(planned, triton_processes(planned, FOLDERS), FOLDERS, URLS, created=0)
+    assert [[endpoint.name for endpoint in route.endpoints] for route in routes.routes] == [
+        ["triton-cpu"],
+        ["triton-gpu-1"],
+    ]
+
+
+def test_nothing_planned_is_no_route() -> None:
+    assert render_routes(plan(), (), {}, {}, created=0) == Routes(routes=())
