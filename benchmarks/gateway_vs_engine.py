@@ -33,11 +33,11 @@ SOVEREIGN = ROOT / ".venv" / "bin" / "sovereign"
 MODEL = "smollm2-135m"
 CONCURRENCY = (1, 8, 32)
 MAX_TOKENS = 64
-THINGS = (
-    "sea moon forest desert city river mountain winter train garden clock violin lighthouse bridge market "
-    "library storm island kitchen castle robot whale volcano school airport farm museum theatre harbour "
-    "comet glacier orchard"
-).split()
+THINGS = """
+    sea moon forest desert city river mountain winter train garden clock violin lighthouse bridge market library
+    storm island kitchen castle robot whale volcano school airport farm museum theatre harbour comet glacier
+    orchard
+""".split()  # noqa: SIM905  a list of 32 words reads better so
 QUESTIONS = [f"Write a long and detailed story about a {thing}." for thing in THINGS]
 
 
@@ -165,10 +165,8 @@ def measure(home: Path, port: int, rounds: int) -> dict[int, dict[str, list[Run]
                         continue  # warm-up: first use of every shape, prefix caches filled on both sides
                     for side, run in pair.items():
                         found[concurrency][side].append(run)
-                        print(
-                            f"round {number}  {concurrency:>2}  {side:<6} {run['tokens_per_s']:7.1f} tokens/s",
-                            file=sys.stderr,
-                        )
+                        rate = f"{run['tokens_per_s']:7.1f} tokens/s"
+                        print(f"round {number}  {concurrency:>2}  {side:<6} {rate}", file=sys.stderr)
         finally:
             engine.close()
     return found
@@ -206,7 +204,7 @@ def machine() -> str:
 
 def show(rows: list[dict[str, float]]) -> None:
     print(
-        "| concurrent | path, tokens/s | AsyncLLM alone, tokens/s | ratio (min–max) | TTFT path | TTFT alone |"
+        "| concurrent | path, tokens/s | AsyncLLM, tokens/s | ratio (min–max) | TTFT path | TTFT AsyncLLM |"
     )
     print("|---:|---:|---:|---:|---:|---:|")
     for r in rows:

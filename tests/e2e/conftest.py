@@ -146,6 +146,11 @@ def shared_memory() -> set[str]:
     return {path.name for path in Path("/dev/shm").iterdir()}
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The tests that stop the stack come last: every start costs half a minute."""
+    items.sort(key=lambda item: "test_stopping" in item.nodeid)
+
+
 @pytest.fixture(scope="session")
 def test_home() -> Path:
     home = ROOT / ".test-home" / "home"

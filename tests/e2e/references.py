@@ -80,6 +80,6 @@ def tensors(gguf_file: str, safetensors_file: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    verb = {"greedy": greedy, "embed": embed, "tensors": tensors}[sys.argv[1]]
+    verb: Any = {"greedy": greedy, "embed": embed, "tensors": tensors}[sys.argv[1]]
     answer = verb(*sys.argv[2:])
     sys.stdout.write("\n" + json.dumps(answer) + "\n")

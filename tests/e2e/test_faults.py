@@ -7,7 +7,10 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +34,16 @@ async def read_stream(stack: Stack, request: dict[str, Any]) -> list[dict[str, A
     headers = {"Authorization": f"Bearer {stack.key}"}
     timeout = aiohttp.ClientTimeout(total=300)
     events: list[dict[str, Any]] = []
-    async with aiohttp.ClientSession(headers=headers, timeout=timeout) as session:
-        async with session.post(f"{stack.url}/v1/chat/completions", json=request) as answer:
-            assert answer.status == 200, await answer.text()
-            async for line in answer.content:
-                if line.startswith(b"data: [DONE]"):
-                    events.append({"done": True})
-                elif line.startswith(b"data: "):
-                    events.append(json.loads(line[6:]))
+    async with (
+        aiohttp.ClientSession(headers=headers, timeout=timeout) as session,
+        session.post(f"{stack.url}/v1/chat/completions", json=request) as answer,
+    ):
+        assert answer.status == 200, await answer.text()
+        async for line in answer.content:
+            if line.startswith(b"data: [DONE]"):
+                events.append({"done": True})
+            elif line.startswith(b"data: "):
+                events.append(json.loads(line[6:]))
     return events
 
 
@@ -63,18 +68,35 @@ def test_64_concurrent_streams_end_with_correct_usage(stack: Stack) -> None:
     )
 
 
+CLIENT = """
+import json, sys, urllib.request
+url, key, body = sys.argv[1:]
+headers = {"Authorization": "Bearer " + key, "Content-Type": "application/json"}
+answer = urllib.request.urlopen(urllib.request.Request(url, body.encode(), headers))
+while data := answer.read1():
+    print(data.decode(), flush=True)
+"""
+
+
+@contextmanager
+def client_process(stack: Stack, request: dict[str, Any]) -> Iterator[subprocess.Popen[bytes]]:
+    """A client in a process of its own, so that it can be killed."""
+    command = [sys.executable, "-c", CLIENT, f"{stack.url}/v1/chat/completions", stack.key]
+    with subprocess.Popen([*command, json.dumps(request)], stdout=subprocess.PIPE) as client:
+        try:
+            yield client
+        finally:
+            client.kill()
+
+
 def test_a_client_that_leaves_frees_the_engine(stack: Stack) -> None:
     """A real client process, killed in mid-stream."""
-    request = json.dumps(body(4000))
-    curl = ["curl", "-sN", f"{stack.url}/v1/chat/completions", "-H", f"Authorization: Bearer {stack.key}"]
-    client = subprocess.Popen([*curl, "-d", request], stdout=subprocess.PIPE)
-    assert client.stdout is not None
-    client.stdout.readline()
-    wait_for(lambda: stack.engine_metric("vllm:num_requests_running") == 1, 20, "the request to run")
-    client.kill()
-    client.wait()
-    client.stdout.close()
-    wait_for(lambda: stack.engine_metric("vllm:num_requests_running") == 0, 10, "the slot to be freed")
+    with client_process(stack, body(4000)) as client:
+        assert client.stdout is not None
+        assert client.stdout.readline()
+        wait_for(lambda: stack.engine_metric("vllm:num_requests_running") == 1, 20, "the request to run")
+        client.kill()
+        wait_for(lambda: stack.engine_metric("vllm:num_requests_running") == 0, 10, "the slot to be freed")
     tokens = stack.engine_metric("vllm:generation_tokens_total")
     time.sleep(1)
     assert stack.engine_metric("vllm:generation_tokens_total") == tokens
@@ -83,13 +105,10 @@ def test_a_client_that_leaves_frees_the_engine(stack: Stack) -> None:
 
 def test_a_client_that_leaves_before_the_answer_frees_the_engine(stack: Stack) -> None:
     """The same without streaming, where nothing has been sent yet."""
-    request = json.dumps({**body(4000), "stream": False, "stream_options": None})
-    curl = ["curl", "-s", f"{stack.url}/v1/chat/completions", "-H", f"Authorization: Bearer {stack.key}"]
-    client = subprocess.Popen([*curl, "-d", request], stdout=subprocess.DEVNULL)
-    wait_for(lambda: stack.engine_metric("vllm:num_requests_running") == 1, 20, "the request to run")
-    client.kill()
-    client.wait()
-    wait_for(lambda: stack.engine_metric("vllm:num_requests_running") == 0, 10, "the slot to be freed")
+    with client_process(stack, {**body(4000), "stream": False, "stream_options": None}) as client:
+        wait_for(lambda: stack.engine_metric("vllm:num_requests_running") == 1, 20, "the request to run")
+        client.kill()
+        wait_for(lambda: stack.engine_metric("vllm:num_requests_running") == 0, 10, "the slot to be freed")
 
 
 def test_kill_9_of_triton(stack: Stack) -> None:
@@ -125,9 +144,11 @@ def test_kill_9_of_triton(stack: Stack) -> None:
 async def ask_whole(stack: Stack, max_tokens: int = 2000) -> tuple[int, dict[str, Any]]:
     headers = {"Authorization": f"Bearer {stack.key}"}
     request = {**body(max_tokens), "stream": False, "stream_options": None}
-    async with aiohttp.ClientSession(headers=headers) as session:
-        async with session.post(f"{stack.url}/v1/chat/completions", json=request) as answer:
-            return answer.status, await answer.json()
+    async with (
+        aiohttp.ClientSession(headers=headers) as session,
+        session.post(f"{stack.url}/v1/chat/completions", json=request) as answer,
+    ):
+        return answer.status, await answer.json()
 
 
 def test_kill_9_of_a_worker(stack: Stack) -> None:

@@ -111,9 +111,11 @@ def test_models(client: openai.OpenAI) -> None:
 
 
 def test_a_wrong_key(stack: Stack) -> None:
-    with openai.OpenAI(base_url=f"{stack.url}/v1", api_key="sk-" + "0" * 64, max_retries=0) as stranger:
-        with pytest.raises(openai.AuthenticationError, match="API key"):
-            stranger.models.list()
+    with (
+        openai.OpenAI(base_url=f"{stack.url}/v1", api_key="sk-" + "0" * 64, max_retries=0) as stranger,
+        pytest.raises(openai.AuthenticationError, match="API key"),
+    ):
+        stranger.models.list()
 
 
 def test_a_missing_key(stack: Stack) -> None:

@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,8 +35,8 @@ STOP_BUDGET_S = 10
 
 
 @contextmanager
-def on_a_terminal(stack: Stack, *arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], list[str]]]:
-    """`sovereign …` on a pseudo-terminal, as a person runs it; what it shows is collected."""
+def on_a_terminal(stack: Stack, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`sovereign …` on a pseudo-terminal, as a person runs it; what it shows is read all the time."""
     master, slave = pty.openpty()
     child = subprocess.Popen(
         [str(SOVEREIGN), *arguments],
@@ -46,24 +47,24 @@ def on_a_terminal(stack: Stack, *arguments: str) -> Iterator[tuple[subprocess.Po
         start_new_session=True,
     )
     os.close(slave)
-    os.set_blocking(master, False)
-    shown: list[str] = []
+    reader = threading.Thread(target=read_all, args=(master,))
+    reader.start()
     try:
-        yield child, shown
+        yield child
     finally:
-        drain(master, shown)
-        os.close(master)
         if child.poll() is None:
             child.kill()
         child.wait()
+        reader.join()
+        os.close(master)
 
 
-def drain(master: int, shown: list[str]) -> None:
+def read_all(master: int) -> None:
     try:
-        while data := os.read(master, 65536):
-            shown.append(data.decode("utf-8", "replace"))
-    except (BlockingIOError, OSError):
-        return
+        while os.read(master, 65536):
+            pass
+    except OSError:
+        return  # the other side is closed: the program has ended
 
 
 def interrupt(child: subprocess.Popen[bytes]) -> int:
@@ -122,7 +123,7 @@ def test_foreground_with_a_factory_file(
         f"storage: store\ngateway:\n  port: {prepared.port}\n"
         f"models:\n  - name: little\n    source: file:{folder}\n    context: 300\n"
     )
-    with on_a_terminal(prepared, "up", "-f", str(tmp_path / "factory.yaml")) as (child, _):
+    with on_a_terminal(prepared, "up", "-f", str(tmp_path / "factory.yaml")) as child:
         wait_for(lambda: child.poll() is not None or prepared.status()["state"] == "ready", 180, "readiness")
         assert child.poll() is None
         assert list((tmp_path / "store" / "models" / "little").glob("*/manifest.json"))
@@ -136,7 +137,7 @@ def test_foreground_with_a_factory_file(
 
 
 def test_ctrl_c_while_triton_loads(prepared: Stack, before_the_stack: tuple[set[int], set[str]]) -> None:
-    with on_a_terminal(prepared, "up", "--port", str(prepared.port)) as (child, _):
+    with on_a_terminal(prepared, "up", "--port", str(prepared.port)) as child:
         log = prepared.home / "logs" / "triton-cpu.log"
         wait_for_file_text(log, "loading: smollm2-135m", 60)
         wait_for(lambda: engine_processes() - before_the_stack[0], 60, "vLLM's processes")
@@ -145,7 +146,7 @@ def test_ctrl_c_while_triton_loads(prepared: Stack, before_the_stack: tuple[set[
 
 
 def test_down_while_another_up_prepares(fresh: Stack) -> None:
-    with on_a_terminal(fresh, "up", "--port", str(fresh.port)) as (child, _):
+    with on_a_terminal(fresh, "up", "--port", str(fresh.port)) as child:
         wait_for(lambda: list(fresh.home.glob("cache/wheels/*/*")), 60, "the download to begin")
         second = fresh.run("up", "--detach", "--port", str(fresh.port))
         assert second.returncode == 75
@@ -157,7 +158,7 @@ def test_down_while_another_up_prepares(fresh: Stack) -> None:
 
 def test_ctrl_c_while_the_engine_is_installed(fresh: Stack) -> None:
     """It never looks finished, and the next try does not download again what is there."""
-    with on_a_terminal(fresh, "engine", "install") as (child, _):
+    with on_a_terminal(fresh, "engine", "install") as child:
         wait_for(lambda: list(fresh.home.glob("cache/wheels/*/*.whl")), 120, "the first wheels")
         assert interrupt(child) == 130
     assert processes_of(fresh.home) == []
@@ -165,7 +166,7 @@ def test_ctrl_c_while_the_engine_is_installed(fresh: Stack) -> None:
     assert [engine["state"] for engine in engines] in ([], ["interrupted"])
     kept = {path.name for path in fresh.home.glob("cache/wheels/*/*.whl")}
     assert kept
-    with on_a_terminal(fresh, "engine", "install") as (child, _):
+    with on_a_terminal(fresh, "engine", "install") as child:
         wait_for(
             lambda: {path.name for path in fresh.home.glob("cache/wheels/*/*.whl")} > kept, 120, "more wheels"
         )

@@ -99,7 +99,7 @@ def test_embeddings_equal_direct_pooling(stack: Stack, client: openai.OpenAI, en
 def test_the_converted_weights_equal_a_dequantised_load(
     stack: Stack, engine_python: Path, tmp_path: Path
 ) -> None:
-    """transformers loads the GGUF in its own way; what it needs beside the engine comes into a folder apart."""
+    """transformers loads the GGUF in its own way; what it needs beside the engine has a folder apart."""
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
     extra = tmp_path / "extra"
     wanted = ["accelerate==1.14.0", "gguf==0.19.0"]

@@ -36,6 +36,11 @@ def test_a_gguf_where_there_is_no_folder() -> None:
     assert found == Contents(PurePosixPath("p/m.GGUF"), PurePosixPath("p"), (PurePosixPath("p/m.GGUF"),))
 
 
+def test_the_manifest_of_another_store_stays_behind() -> None:
+    found = chosen("config.json", "a.safetensors", "manifest.json", "1_Pooling/manifest.json")
+    assert [str(path) for path in found.files] == ["config.json", "a.safetensors", "1_Pooling/manifest.json"]
+
+
 def test_licenses_are_taken_and_hidden_files_are_not() -> None:
     found = chosen("config.json", "a.safetensors", "LICENSE", "LICENSE.md", ".git/x.json", "model.bin")
     assert {path.name for path in found.files} == {"config.json", "a.safetensors", "LICENSE", "LICENSE.md"}

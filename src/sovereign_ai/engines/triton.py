@@ -142,7 +142,7 @@ def failure_line(log: Sequence[str]) -> str:
 
 def _said(line: str) -> str:
     """A log line without its prefix, its quotes, and the stack that Triton puts behind an escaped newline."""
-    return _PREFIX.sub("", line).partition("\\n")[0].strip().rstrip('"')
+    return _PREFIX.sub("", line).partition("\\n")[0].rstrip('" ').strip()
 
 
 def merged_environment(

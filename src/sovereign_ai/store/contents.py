@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from sovereign_ai.errors import UnsupportedModel
+from sovereign_ai.store.manifest import MANIFEST_NAME
 
 TAKEN = frozenset({".safetensors", ".json", ".txt", ".model", ".jinja"})
 """What a model folder may hold: weights, configuration, vocabularies, chat templates. No code."""
@@ -47,7 +48,9 @@ def _model_folders(paths: list[PurePosixPath]) -> list[PurePosixPath]:
 
 
 def _taken(path: PurePosixPath, root: PurePosixPath) -> bool:
-    return path.is_relative_to(root) and (path.suffix in TAKEN or path.stem.upper() in ("LICENSE", "NOTICE"))
+    if not path.is_relative_to(root) or path == root / MANIFEST_NAME:
+        return False  # a folder of a store brings its manifest along; the copy gets one of its own
+    return path.suffix in TAKEN or path.stem.upper() in ("LICENSE", "NOTICE")
 
 
 def _only(found: list[PurePosixPath], where: str, what: str) -> PurePosixPath:
