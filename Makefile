@@ -17,7 +17,7 @@ check: setup-dev
 	$(BIN)/ruff check -q src tests benchmarks tools
 	$(BIN)/ruff format --check -q src tests benchmarks tools
 	$(BIN)/mypy
-	$(BIN)/lint-imports --no-timings
+	$(BIN)/lint-imports
 	$(BIN)/pytest -m "not engine"
 
 e2e: setup-dev

@@ -34,9 +34,9 @@ MODEL = "smollm2-135m"
 CONCURRENCY = (1, 8, 32)
 MAX_TOKENS = 64
 THINGS = """
-    sea moon forest desert city river mountain winter train garden clock violin lighthouse bridge market library
-    storm island kitchen castle robot whale volcano school airport farm museum theatre harbour comet glacier
-    orchard
+    sea moon forest desert city river mountain winter train garden clock violin lighthouse bridge market
+    library storm island kitchen castle robot whale volcano school airport farm museum theatre harbour
+    comet glacier orchard
 """.split()  # noqa: SIM905  a list of 32 words reads better so
 QUESTIONS = [f"Write a long and detailed story about a {thing}." for thing in THINGS]
 

@@ -150,9 +150,10 @@ class Console:
         self._err = RichConsole(stderr=True, highlight=False, emoji=False, width=_width(sys.stderr))
 
     def say(self, text: str = "", *, style: str = "") -> None:
-        """A line of the result (standard output; silent with --json)."""
+        """A line of the result (standard output; silent with --json). The terminal may wrap it, we do not:
+        a line that is meant to be pasted must stay one line."""
         if not self.json:
-            self._out.print(text, style=style or None, markup=False)
+            self._out.print(text, style=style or None, markup=False, soft_wrap=True)
 
     def note(self, text: str) -> None:
         """A line beside the result (standard error)."""

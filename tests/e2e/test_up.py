@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
 
 import pytest
 
-from tests.e2e.conftest import Stack
+from tests.e2e.conftest import SOVEREIGN, Stack
 
 pytestmark = pytest.mark.engine
 
@@ -21,6 +24,23 @@ def test_make_up_ends_with_an_answer(first_up: tuple[Stack, str]) -> None:
     assert f"curl {stack.url}/v1/chat/completions" in printed
     assert "openai.OpenAI(" in printed
     assert stack.key, "the first key is shown"
+
+
+def test_the_lines_to_paste_work(first_up: tuple[Stack, str], stack: Stack) -> None:
+    """As printed, by a shell; `python` and its `openai` are those of this virtual environment."""
+    _, printed = first_up
+    environment = {**os.environ, "PATH": f"{SOVEREIGN.parent}:{os.environ['PATH']}"}
+    lines = [line for line in printed.splitlines() if line.startswith(("curl ", "python -c"))]
+    assert len(lines) == 2
+    for line in lines:
+        if line.startswith("curl") and not shutil.which("curl"):
+            continue
+        done = subprocess.run(
+            ["sh", "-c", line], env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.strip()
+        assert '"error"' not in done.stdout
 
 
 def test_the_key_is_stored_as_a_digest_only(stack: Stack) -> None:

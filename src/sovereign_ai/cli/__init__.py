@@ -26,7 +26,12 @@ from sovereign_ai.errors import Interrupted, SovereignError, UsageError
 from sovereign_ai.gateway.admission import KeyRecord
 from sovereign_ai.gateway.ledger import Ledger
 
-app = App(name="sovereign", version=__version__, help="Your own inference endpoint, from the GPUs you have.")
+app = App(
+    name="sovereign",
+    version=__version__,
+    help="Your own inference endpoint, from the GPUs you have.",
+    suppress_keyboard_interrupt=False,  # main() turns it into our message and exit code
+)
 keys = App(name="keys", help="API keys of the gateway.")
 engine = App(name="engine", help="Engine environments (Triton, vLLM, torch).")
 app.command(keys)

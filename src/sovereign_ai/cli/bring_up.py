@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from sovereign_ai import catalog
-from sovereign_ai.cli import conversation, tables
+from sovereign_ai.cli import address, conversation, tables
 from sovereign_ai.config import Factory, ModelEntry, Paths, environment
-from sovereign_ai.console import Console, human_seconds
+from sovereign_ai.console import Console
 from sovereign_ai.deploy import local
 from sovereign_ai.deploy.state import RunLock, RunSpec, read_state, write_json
 from sovereign_ai.engines import environment as engine_environment
@@ -41,10 +41,6 @@ class Stopwatch:
         started = time.monotonic()
         yield
         self.stages.append((name, time.monotonic() - started))
-
-    @property
-    def total_s(self) -> float:
-        return sum(seconds for _, seconds in self.stages)
 
 
 def run(factory: Factory, paths: Paths, console: Console, *, cpu_only: bool, detach: bool) -> None:
@@ -204,12 +200,11 @@ class _Up:
         say()
         say(f"{model} was asked: {FIRST_QUESTION}")
         say(f"{model} answered: {answer.text.strip()}")
-        say(
-            f"{answer.tokens} tokens, {answer.tokens_per_second:.1f} tokens/s, first after {answer.first_token_s:.2f} s"
-        )
+        rate = f"{answer.tokens_per_second:.1f} tokens/s"
+        say(f"{answer.tokens} tokens, {rate}, first after {answer.first_token_s:.2f} s")
         say()
         tables.show_seconds(self._console, self._watch.stages)
-        _show_address(self._console, url, model, secret)
+        address.show(self._console, url, model, secret)
 
     def _stay(self, supervisor: subprocess.Popen[bytes]) -> None:
         """Until Ctrl-C; changes of the services are told as they happen."""
@@ -224,28 +219,4 @@ class _Up:
             time.sleep(WATCH_INTERVAL_S)
         if supervisor.returncode != 0:
             raise EngineFailed("the supervisor ended", f"see {self._paths.logs / 'supervisor.log'}")
-        self._console.note(f"stopped after {human_seconds(self._watch.total_s)} of start-up work")
-
-
-def _show_address(console: Console, url: str, model: str, secret: str | None) -> None:
-    key = secret or "$SOVEREIGN_API_KEY"
-    console.say(f"base URL  {url}/v1")
-    if secret:
-        console.say(f"API key   {secret}   (shown this once; only its digest is stored)")
-    else:
-        console.say("API key   one you have, or a new one: sovereign keys create NAME")
-    message = '"messages": [{"role": "user", "content": "Hello"}]'
-    console.say()
-    console.say(
-        f"curl {url}/v1/chat/completions -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' "
-        f'-d \'{{"model": "{model}", {message}}}\''
-    )
-    python = repr(secret) if secret else 'os.environ["SOVEREIGN_API_KEY"]'
-    console.say(
-        f'python -c \'import os, openai; print(openai.OpenAI(base_url="{url}/v1", api_key={python.replace(chr(39), chr(34))})'
-        f'.chat.completions.create(model="{model}", {_python_message()}).choices[0].message.content)\''
-    )
-
-
-def _python_message() -> str:
-    return 'messages=[{"role": "user", "content": "Hello"}]'
+        self._console.note("stopped")

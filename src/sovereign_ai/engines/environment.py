@@ -109,7 +109,7 @@ def kind_for(inventory: Inventory) -> str:
     """
     if any(device.kind == "gpu" for device in inventory.devices):
         raise EngineUnavailable(
-            "this version plans for NVIDIA GPUs but has no CUDA engine environment yet: it cannot serve on them",
+            "there is no CUDA engine environment in this version yet: it plans for GPUs but cannot serve",
             "`--cpu` serves on the CPU of this machine instead",
         )
     return "cpu"
