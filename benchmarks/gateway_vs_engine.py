@@ -1,6 +1,6 @@
 """The whole path (gateway + Triton + vLLM) against vLLM's AsyncLLM alone: what the path costs.
 
-    make bench                     (or: .venv/bin/python benchmarks/gateway_vs_engine.py --rounds 5)
+    make bench                     (or: .venv/bin/python benchmarks/gateway_vs_engine.py --rounds 8)
 
 Both sides use the same engine environment, the same weights and the same engine arguments, each loaded once.
 They are measured in turn, path and engine alternating within every round, so that a machine that slows down
@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -157,16 +157,17 @@ def measure(home: Path, port: int, rounds: int) -> dict[int, dict[str, list[Run]
         try:
             for number in range(rounds + 1):
                 for concurrency in CONCURRENCY:
-                    pair = {
-                        "path": asyncio.run(through_the_path(url, key, concurrency)),
-                        "engine": engine.measure(concurrency),
-                    }
-                    if number == 0:
-                        continue  # warm-up: first use of every shape, prefix caches filled on both sides
-                    for side, run in pair.items():
-                        found[concurrency][side].append(run)
-                        rate = f"{run['tokens_per_s']:7.1f} tokens/s"
-                        print(f"round {number}  {concurrency:>2}  {side:<6} {rate}", file=sys.stderr)
+                    sides: list[tuple[str, Callable[[], Run]]] = [
+                        ("path", lambda c=concurrency: asyncio.run(through_the_path(url, key, c))),  # type: ignore[misc]
+                        ("engine", lambda c=concurrency: engine.measure(c)),  # type: ignore[misc]
+                    ]
+                    # Each side goes first in every other round: the second finds a warmer machine.
+                    for side, run_side in sides if number % 2 else reversed(sides):
+                        run = run_side()
+                        if number > 0:  # round 0 is the warm-up: first use of every shape, prefix caches
+                            found[concurrency][side].append(run)
+                            rate = f"{run['tokens_per_s']:7.1f} tokens/s"
+                            print(f"round {number}  {concurrency:>2}  {side:<6} {rate}", file=sys.stderr)
         finally:
             engine.close()
     return found
@@ -217,7 +218,7 @@ def show(rows: list[dict[str, float]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--port", type=int, default=18123)
     parser.add_argument("--home", type=Path, default=None, help="a SOVEREIGN_HOME; default: a new one")
     parser.add_argument("--out", type=Path, default=None, help="write the figures here as JSON")

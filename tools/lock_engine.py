@@ -96,8 +96,8 @@ def main() -> None:
             folder.mkdir()
             for wheel in download(resolve(python, folder), python, folder / "wheels"):
                 add(packages, wheel, python)
-            if wheel := torch_wheel(python, folder / "torch"):
-                add(packages, wheel, python)
+            if torch := torch_wheel(python, folder / "torch"):
+                add(packages, torch, python)
     packages.setdefault(f"torch=={TORCH}", {"name": "torch", "version": TORCH, "wheels": []})
     lock = {
         "kind": "cpu",

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 from sovereign_ai.deploy import local, processes
 from sovereign_ai.deploy.state import Service
@@ -72,6 +75,28 @@ def make_service(
         watch_descendants=watch,
         shm_prefix=prefix,
     )
+
+
+@contextmanager
+def ending(child: subprocess.Popen[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """The process has ended when the block has, however that ends."""
+    with child:
+        try:
+            yield child
+        finally:
+            child.kill()
+
+
+def spawned(command: Sequence[str], **options: Any) -> AbstractContextManager[subprocess.Popen[bytes]]:
+    """A process that ends with the block; its output can be read."""
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, **options)
+    return ending(child)
+
+
+def read_line(child: subprocess.Popen[bytes]) -> bytes:
+    """The next line that the process writes."""
+    assert child.stdout
+    return bytes(child.stdout.readline())
 
 
 def wait_for(condition: Callable[[], object], what: str) -> None:

@@ -4,11 +4,11 @@ import json
 import os
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from sovereign_ai.config import GatewaySettings, Paths
@@ -30,9 +30,10 @@ from sovereign_ai.engines.environment import Complete, EngineEnvironment
 from sovereign_ai.engines.interpreter import Interpreter
 from sovereign_ai.errors import DeployError, EngineFailed, PortTaken
 from sovereign_ai.render import TritonProcess
-from tests.deploy.services import gone, make_service, pid_in, wait_for
+from tests.deploy.services import ending, gone, make_service, pid_in, read_line, spawned, wait_for
 
 NOBODY = ProcessId(2**22 + 1, 0)
+ANY = "0.0.0.0"  # noqa: S104
 OWN = identify(os.getpid())
 
 
@@ -54,7 +55,7 @@ def test_free_ports_are_different_and_free() -> None:
         local.check_port("127.0.0.1", port)
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "localhost"])
+@pytest.mark.parametrize("host", ["127.0.0.1", ANY, "localhost"])
 def test_a_taken_port_names_its_owner(host: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
@@ -73,7 +74,7 @@ def test_a_port_without_permission_is_said(monkeypatch: pytest.MonkeyPatch) -> N
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(socket.socket, "bind", refuse)
-    with pytest.raises(PortTaken, match="no permission to listen on 127.0.0.1:80") as caught:
+    with pytest.raises(PortTaken, match=r"no permission to listen on 127\.0\.0\.1:80") as caught:
         local.check_port("127.0.0.1", 80)
     assert "1024" in caught.value.hint
 
@@ -91,7 +92,7 @@ def test_an_address_of_somebody_else_is_not_a_taken_port(host: str) -> None:
     ("host", "url"),
     [
         ("127.0.0.1", "http://127.0.0.1:8000"),
-        ("0.0.0.0", "http://127.0.0.1:8000"),
+        (ANY, "http://127.0.0.1:8000"),
         ("box.lan", "http://box.lan:8000"),
         ("::", "http://[::1]:8000"),
         ("fd00::2", "http://[fd00::2]:8000"),
@@ -102,12 +103,12 @@ def test_where_a_client_on_this_machine_reaches_the_gateway(host: str, url: str)
 
 
 def test_the_gateway_service(paths: Paths) -> None:
-    settings = GatewaySettings(host="0.0.0.0", port=8123, max_body_bytes=4096)
+    settings = GatewaySettings(host=ANY, port=8123, max_body_bytes=4096)
     service = local.gateway_service(paths, settings, {"PATH": "/bin"})
     assert service.command[:4] == (sys.executable, "-m", "sovereign_ai", "gateway")
     assert service.command[4:] == (
         "--routes", str(paths.run / "routes.json"), "--ledger", str(paths.ledger),
-        "--host", "0.0.0.0", "--port", "8123", "--max-body-bytes", "4096",
+        "--host", ANY, "--port", "8123", "--max-body-bytes", "4096",
     )  # fmt: skip
     assert service.environment == {"PATH": "/bin", "SOVEREIGN_RUN_HOME": str(paths.home)}
     assert service.ready_urls == ("http://127.0.0.1:8123/readyz",)
@@ -233,7 +234,9 @@ def test_a_stack_is_started_watched_and_stopped(
 ) -> None:
     services = make_service(tmp_path / "one", name="one"), make_service(tmp_path / "two", name="two")
     Path(services[0].log).write_text('"loading: smol:1"\n')
-    with local.start_supervisor(paths, run_spec(*services), lock, os.environ, foreground=False) as child:
+    with ending(
+        local.start_supervisor(paths, run_spec(*services), lock, os.environ, foreground=False)
+    ) as child:
         lock.release()
         state = local.wait_until_ready(paths, child, console)
         assert [service.state for service in state.services] == ["ready", "ready"]
@@ -253,7 +256,9 @@ def test_a_service_that_fails_is_told_with_its_log(
     paths: Paths, tmp_path: Path, lock: RunLock, console: Console
 ) -> None:
     service = make_service(tmp_path / "tiny", "fails")
-    with local.start_supervisor(paths, run_spec(service), lock, os.environ, foreground=False) as child:
+    with ending(
+        local.start_supervisor(paths, run_spec(service), lock, os.environ, foreground=False)
+    ) as child:
         with pytest.raises(EngineFailed, match="tiny ended with exit code 1: ValueError: no such") as caught:
             local.wait_until_ready(paths, child, console)
         assert caught.value.hint == f"the whole log: {service.log}"
@@ -280,12 +285,9 @@ time.sleep(600)
 
 def test_in_the_foreground_a_stack_ends_with_its_command(paths: Paths, tmp_path: Path) -> None:
     service = make_service(tmp_path / "tiny")
-    spec = json.dumps(json.loads(_encode(run_spec(service))))
-    with subprocess.Popen(
-        [sys.executable, "-c", FOREGROUND, str(paths.home), spec], stdout=subprocess.PIPE
-    ) as command:
-        assert command.stdout
-        supervisor = int(command.stdout.readline())
+    spec = msgspec.json.encode(run_spec(service)).decode()
+    with spawned([sys.executable, "-c", FOREGROUND, str(paths.home), spec]) as command:
+        supervisor = int(read_line(command))
         started = pid_in(tmp_path / "tiny" / "started")
         wait_for(lambda: local.report(paths).state == "ready", "readiness")
         command.kill()
@@ -294,15 +296,9 @@ def test_in_the_foreground_a_stack_ends_with_its_command(paths: Paths, tmp_path:
     assert local.report(paths).state == "stopped"
 
 
-def _encode(spec: RunSpec) -> bytes:
-    import msgspec
-
-    return msgspec.json.encode(spec)
-
-
 def test_a_supervisor_that_ends_says_why(paths: Paths, console: Console) -> None:
     (paths.logs / "supervisor.log").write_text("ValueError: a broken order\n")
-    with subprocess.Popen(["/bin/true"]) as child:
+    with spawned(["/bin/true"]) as child:
         child.wait()
         with pytest.raises(EngineFailed, match="the supervisor ended: ValueError: a broken order"):
             local.wait_until_ready(paths, child, console)
@@ -326,9 +322,8 @@ def test_a_supervisor_that_does_not_hear_is_killed(
 ) -> None:
     monkeypatch.setattr(local, "STOP_BUDGET_S", 0.1)
     deaf = "import signal, time; signal.signal(15, signal.SIG_IGN); print(flush=True); time.sleep(600)"
-    with subprocess.Popen([sys.executable, "-S", "-c", deaf], stdout=subprocess.PIPE) as child:
-        assert child.stdout
-        child.stdout.readline()
+    with spawned([sys.executable, "-S", "-c", deaf]) as child:
+        read_line(child)
         write_state(paths, supervisor=identify(child.pid))
         assert local.stop(paths, console)
         assert child.wait() == -signal.SIGKILL
@@ -339,18 +334,16 @@ PREPARES = """
 import sys, time
 from pathlib import Path
 from sovereign_ai.deploy.state import RunLock
-assert RunLock(Path(sys.argv[1])).acquire()
+lock = RunLock(Path(sys.argv[1]))
+assert lock.acquire()
+print(flush=True)
+time.sleep(600)
 """
 
 
 def test_an_up_that_only_prepares_is_interrupted(paths: Paths, console: Console) -> None:
-    script = PREPARES.replace("assert RunLock", "lock = RunLock").replace(".acquire()", "")
-    script += "lock.acquire()\nprint(flush=True)\ntime.sleep(600)\n"
-    with subprocess.Popen(
-        [sys.executable, "-c", script, str(paths.run)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-    ) as child:
-        assert child.stdout
-        child.stdout.readline()
+    with spawned([sys.executable, "-c", PREPARES, str(paths.run)]) as child:
+        read_line(child)
         assert local.stop(paths, console)
         assert child.wait() == -signal.SIGINT
 
@@ -375,9 +368,21 @@ def test_clean_up_finds_what_carries_the_mark(paths: Paths, prefix: str) -> None
     segment = SHM / "sovereign-1-tiny-region"
     segment.touch()
     environment = {**os.environ, **local.mark(paths.home)}
-    with subprocess.Popen(["/bin/sleep", "600"], env=environment) as child:
+    with spawned(["/bin/sleep", "600"], env=environment) as child:
         wait_for(lambda: processes.marked(paths.home), "the mark")
         write_state(paths, status("ready", NOBODY), supervisor=NOBODY)
         assert local.clean_up(paths) == 1
         assert child.wait() == -signal.SIGKILL
     assert not segment.exists()
+
+
+def test_the_holder_itself_is_not_interrupted_when_it_cleans_up(
+    paths: Paths, lock: RunLock, console: Console
+) -> None:
+    """An `up` whose supervisor was killed holds the lock while it ends what is left."""
+    environment = {**os.environ, **local.mark(paths.home)}
+    with spawned(["/bin/sleep", "600"], env=environment) as child:
+        wait_for(lambda: processes.marked(paths.home), "the mark")
+        write_state(paths, status("ready", NOBODY), supervisor=NOBODY)
+        assert local.stop(paths, console)
+        assert child.wait() == -signal.SIGKILL

@@ -12,7 +12,7 @@ import pytest
 
 from sovereign_ai.deploy import processes
 from sovereign_ai.deploy.processes import Entry, ProcessId
-from tests.deploy.services import gone, pid_in, wait_for
+from tests.deploy.services import gone, pid_in, spawned, wait_for
 
 PARENT = "sleep 600 & echo $! > child; exec sleep 600"
 
@@ -58,7 +58,7 @@ def test_a_number_that_nobody_has(tree: tuple[subprocess.Popen[bytes], int]) -> 
 def test_a_name_with_parentheses_does_not_shift_the_fields(tmp_path: Path) -> None:
     odd = tmp_path / "a) R 1 (b"
     odd.symlink_to("/bin/sleep")
-    with subprocess.Popen([str(odd), "600"]) as child:
+    with spawned([str(odd), "600"]) as child:
         wait_for(lambda: b"a) R" in Path(f"/proc/{child.pid}/comm").read_bytes(), "the start")
         entry = processes.read_entry(child.pid)
         assert entry
@@ -67,7 +67,7 @@ def test_a_name_with_parentheses_does_not_shift_the_fields(tmp_path: Path) -> No
 
 
 def test_a_zombie_is_not_alive() -> None:
-    with subprocess.Popen(["/bin/true"]) as child:
+    with spawned(["/bin/true"]) as child:
         known = processes.identify(child.pid)
         wait_for(lambda: not processes.is_alive(known), "the end")
         entry = processes.read_entry(child.pid)
@@ -163,7 +163,7 @@ time.sleep(600)
 
 
 def test_a_child_can_end_with_its_parent_however_that_ends(tmp_path: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", OUTLIVED, str(tmp_path / "child")]) as parent:
+    with spawned([sys.executable, "-c", OUTLIVED, str(tmp_path / "child")]) as parent:
         child = pid_in(tmp_path / "child")
         parent.kill()
     wait_for(lambda: gone(child), "the end of the child")

@@ -10,6 +10,7 @@ import pytest
 
 from sovereign_ai.deploy import sharedmemory
 from sovereign_ai.deploy.sharedmemory import SHM
+from tests.deploy.services import read_line, spawned
 
 MAKES = """
 import sys, time
@@ -24,12 +25,9 @@ time.sleep(600)
 @pytest.fixture
 def maker(prefix: str) -> Iterator[subprocess.Popen[bytes]]:
     """A process that maps the segment `<prefix>a`, as an engine does."""
-    child = subprocess.Popen([sys.executable, "-c", MAKES, f"{prefix}a"], stdout=subprocess.PIPE)
-    with child:
-        assert child.stdout
-        assert child.stdout.readline() == b"made\n"
+    with spawned([sys.executable, "-c", MAKES, f"{prefix}a"]) as child:
+        assert read_line(child) == b"made\n"
         yield child
-        child.kill()
 
 
 def test_a_segment_is_known_by_who_maps_it(maker: subprocess.Popen[bytes], prefix: str) -> None:
@@ -60,7 +58,7 @@ def test_others_segments_are_left_alone(prefix: str) -> None:
 
 
 def test_openmps_segment_goes_with_its_process() -> None:
-    with subprocess.Popen(["/bin/true"]) as child:
+    with spawned(["/bin/true"]) as child:
         child.wait()
     mine, living = SHM / f"__KMP_REGISTERED_LIB_{child.pid}_0", SHM / f"__KMP_REGISTERED_LIB_{os.getpid()}_0"
     mine.touch()

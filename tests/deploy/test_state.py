@@ -4,7 +4,6 @@ import errno
 import json
 import os
 import stat
-import subprocess
 import sys
 from pathlib import Path
 
@@ -21,11 +20,13 @@ from sovereign_ai.deploy.state import (
     write_json,
 )
 from sovereign_ai.errors import NoPermission, NoSpace
+from tests.deploy.services import read_line, spawned
 
 HOLDS = """
 import sys, time
 from pathlib import Path
 from sovereign_ai.deploy.state import RunLock
+from tests.deploy.services import read_line, spawned
 lock = RunLock(Path(sys.argv[1]))
 assert lock.acquire()
 print("held", flush=True)
@@ -107,9 +108,8 @@ def test_a_holder_that_has_not_written_yet_is_unknown(tmp_path: Path) -> None:
 
 def test_the_kernel_frees_the_lock_of_a_killed_holder(tmp_path: Path) -> None:
     lock = RunLock(tmp_path)
-    with subprocess.Popen([sys.executable, "-c", HOLDS, str(tmp_path)], stdout=subprocess.PIPE) as child:
-        assert child.stdout
-        assert child.stdout.readline() == b"held\n"
+    with spawned([sys.executable, "-c", HOLDS, str(tmp_path)]) as child:
+        assert read_line(child) == b"held\n"
         assert not lock.acquire()
         holder = lock.holder()
         assert holder

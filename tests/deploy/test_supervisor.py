@@ -46,9 +46,8 @@ def start(paths: Paths) -> Iterator[Start]:
 
     yield run
     for child in started:
-        if child.poll() is None:
-            child.terminate()
-            child.wait()
+        child.kill()
+        child.wait()
 
 
 def in_state(paths: Paths, name: str, wanted: str) -> Callable[[], bool]:
@@ -70,18 +69,18 @@ def test_a_killed_service_is_started_again_without_what_it_left(
 ) -> None:
     folder = tmp_path / "tiny"
     service = make_service(folder, "grandchild segment brief", prefix=prefix)
-    with start(service) as child:
-        wait_for(in_state(paths, "tiny", "ready"), "readiness")
-        first, grandchild = pid_in(folder / "started"), pid_in(folder / "grandchild")
-        state = state_of(paths)
-        assert state.supervisor == processes.identify(child.pid)
-        assert state.service("tiny").process == processes.identify(first)
-        assert "tiny" in last_load_seconds(paths.run / "loads.json")
-        _check_restart(paths, folder, first, grandchild, prefix)
-        assert gone(pid_in(folder / "brief"))
-        wait_for(lambda: not _zombies_of(child.pid), "the collection of adopted orphans")
-        child.terminate()
-        assert child.wait() == 0
+    child = start(service)
+    wait_for(in_state(paths, "tiny", "ready"), "readiness")
+    first, grandchild = pid_in(folder / "started"), pid_in(folder / "grandchild")
+    state = state_of(paths)
+    assert state.supervisor == processes.identify(child.pid)
+    assert state.service("tiny").process == processes.identify(first)
+    assert "tiny" in last_load_seconds(paths.run / "loads.json")
+    _check_restart(paths, folder, first, grandchild, prefix)
+    wait_for(lambda: gone(pid_in(folder / "brief")), "the end of the helper")
+    wait_for(lambda: not _zombies_of(child.pid), "the collection of adopted orphans")
+    child.terminate()
+    assert child.wait() == 0
     assert not (paths.run / "state.json").exists()
     assert gone(pid_in(folder / "started"))
     assert not list(SHM.glob(f"{prefix}*"))
@@ -110,15 +109,14 @@ def test_everything_is_gone_after_sigterm_even_what_ignores_it(
     one = make_service(tmp_path / "one", "grandchild daemon", name="one")
     two = make_service(tmp_path / "two", name="two")
     failing = make_service(tmp_path / "failing", "fails", name="failing")
-    with start(one, two, failing) as child:
-        for name, wanted in (("one", "ready"), ("two", "ready"), ("failing", "failed")):
-            wait_for(in_state(paths, name, wanted), f"{name} {wanted}")
-        error = state_of(paths).service("failing").error
-        assert error == "ended with exit code 1: ValueError: no such model: tiny"
-        # Its parent dies first, so that nothing but the supervisor knows the daemon.
-        daemon = pid_in(tmp_path / "one" / "daemon")
-        child.send_signal(signal.SIGHUP)
-        assert child.wait() == 0
+    child = start(one, two, failing)
+    for name, wanted in (("one", "ready"), ("two", "ready"), ("failing", "failed")):
+        wait_for(in_state(paths, name, wanted), f"{name} {wanted}")
+    error = state_of(paths).service("failing").error
+    assert error == "ended with exit code 1: ValueError: no such model: tiny"
+    daemon = pid_in(tmp_path / "one" / "daemon")
+    child.send_signal(signal.SIGHUP)
+    assert child.wait() == 0
     started = [tmp_path / "one" / name for name in ("started", "grandchild")] + [tmp_path / "two" / "started"]
     assert all(gone(pid) for pid in (daemon, *map(pid_in, started)))
     assert not (paths.run / "state.json").exists()
@@ -133,9 +131,10 @@ def test_a_killed_supervisor_leaves_what_clean_up_finds(
     folder = tmp_path / "tiny"
     service = make_service(folder, "grandchild segment", prefix=prefix)
     unmarked = msgspec.structs.replace(service, environment=dict(os.environ))
-    with start(unmarked) as child:
-        wait_for(in_state(paths, "tiny", "ready"), "readiness")
-        child.kill()
+    child = start(unmarked)
+    wait_for(in_state(paths, "tiny", "ready"), "readiness")
+    child.kill()
+    child.wait()
     report = local.report(paths)
     assert (report.state, report.supervisor_pid) == ("crashed", None)
     assert [service.state for service in report.services] == ["ready, unsupervised"]
@@ -150,14 +149,14 @@ def test_a_killed_supervisor_leaves_what_clean_up_finds(
 
 def test_a_supervisor_without_a_disk_to_write_to_goes_on(paths: Paths, start: Start, tmp_path: Path) -> None:
     folder = tmp_path / "tiny"
-    with start(make_service(folder)) as child:
-        wait_for(in_state(paths, "tiny", "ready"), "readiness")
-        first = pid_in(folder / "started")
-        shutil.move(paths.run, paths.home / "moved")
-        os.kill(first, signal.SIGKILL)
-        wait_for(lambda: pid_in(folder / "started") != first, "the restart")
-        child.terminate()
-        assert child.wait() == 0
+    child = start(make_service(folder))
+    wait_for(in_state(paths, "tiny", "ready"), "readiness")
+    first = pid_in(folder / "started")
+    shutil.move(paths.run, paths.home / "moved")
+    os.kill(first, signal.SIGKILL)
+    wait_for(lambda: pid_in(folder / "started") != first, "the restart")
+    child.terminate()
+    assert child.wait() == 0
     assert "the run state is not written" in (paths.logs / "supervisor.log").read_text()
     assert gone(pid_in(folder / "started"))
 
@@ -167,8 +166,8 @@ def supervised(tmp_path: Path) -> Iterator[Callable[..., Supervised]]:
     """Makes a service that the test itself looks after."""
     made: list[Supervised] = []
 
-    def make(mode: str = "", **options: bool) -> Supervised:
-        made.append(Supervised(make_service(tmp_path / "tiny", mode, **options)))
+    def make(mode: str = "", *, watch: bool = False) -> Supervised:
+        made.append(Supervised(make_service(tmp_path / "tiny", mode, watch=watch)))
         made[-1].start()
         return made[-1]
 
@@ -360,7 +359,7 @@ def test_the_loop_in_this_process_saves_what_it_sees(
     sleep = time.sleep
     monkeypatch.setattr(processes, "become_subreaper", lambda: None)
     monkeypatch.setattr(signal, "signal", lambda number, action: None)
-    monkeypatch.setattr(supervisor.time, "sleep", tick)
+    monkeypatch.setattr(time, "sleep", tick)
     with caplog.at_level(logging.INFO):
         loop.run()
     assert set(ticks) >= {supervisor.TICK_S}

@@ -17,6 +17,7 @@ from sovereign_ai.config import Paths
 from sovereign_ai.console import Console
 from sovereign_ai.engines import environment, wheels
 from sovereign_ai.engines.environment import EngineEnvironment
+from sovereign_ai.engines.interpreter import Interpreter
 from sovereign_ai.engines.lock import Lock, Package, Wheel
 from sovereign_ai.errors import (
     EngineError,
@@ -32,6 +33,8 @@ from tests.engines.wheelhouse import PYTHON
 DIGEST = "0123456789ab"
 NAME = f"cpu-py{PYTHON}-{DIGEST}"
 MIB = 1 << 20
+MAKE_VENV = environment._make_venv
+OWN = Interpreter(sys.executable, PYTHON, PYTHON, str(Path(sys.executable).parent))
 
 
 @pytest.fixture
@@ -43,8 +46,13 @@ def engine_lock(lock: Lock, monkeypatch: pytest.MonkeyPatch) -> Lock:
 
 @pytest.fixture
 def copied(engine_lock: Lock, house: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """pip's part done by hand, which takes no time. Lists what was downloaded."""
+    """What pip and venv do, by hand, which takes no time. Lists what was downloaded."""
     downloaded: list[str] = []
+
+    def make_venv(root: Path, interpreter: Interpreter) -> None:
+        (root / "venv" / "lib" / f"python{PYTHON}" / "site-packages").mkdir(parents=True)
+        (root / "venv" / "bin").mkdir()
+        (root / "venv" / "bin" / "python").symlink_to(interpreter.executable)
 
     def download(lock: Lock, python: str, folder: Path, console: Console) -> list[Path]:
         for _, wheel in lock.wheels(python):
@@ -62,6 +70,8 @@ def copied(engine_lock: Lock, house: Path, monkeypatch: pytest.MonkeyPatch) -> l
 
     monkeypatch.setattr(wheels, "download", download)
     monkeypatch.setattr(environment, "run_pip", install)
+    monkeypatch.setattr(environment, "_make_venv", make_venv)
+    monkeypatch.setattr(environment, "find_interpreter", lambda minors: OWN)
     return downloaded
 
 
@@ -155,6 +165,7 @@ import msgspec
 from sovereign_ai.config import Paths
 from sovereign_ai.console import Console
 from sovereign_ai.engines import environment
+from sovereign_ai.engines.interpreter import Interpreter
 from sovereign_ai.engines.lock import Lock
 
 home, lock, digest = Path(sys.argv[1]), msgspec.json.decode(sys.argv[2], type=Lock), sys.argv[3]
@@ -178,8 +189,9 @@ def test_a_killed_install_is_finished_without_downloading_twice(
         stderr=subprocess.DEVNULL,
     ) as child:
         assert child.stdout
-        assert child.stdout.readline() == b"installing\n"
+        line = child.stdout.readline()
         child.kill()
+    assert line == b"installing\n"
     assert environment.installed(paths) == ()
     assert [folder.name for folder in environment.unfinished(paths)] == [NAME]
     monkeypatch.setattr(wheels, "run_pip", pytest.fail)
@@ -277,7 +289,7 @@ def test_large_wheels_are_installed_in_several_calls(
     paths: Paths, copied: list[str], console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[Sequence[str]] = []
-    install: Callable[..., None] = environment.run_pip
+    install: Callable[..., None] = vars(environment)["run_pip"]
 
     def counted(arguments: Sequence[str], *rest: Any, **options: Any) -> None:
         calls.append(arguments)
@@ -310,7 +322,8 @@ def test_a_venv_that_cannot_be_made_says_why(
     python = tmp_path / "python"
     python.write_text(f"#!/bin/sh\n{script}\n")
     python.chmod(0o755)
-    broken = environment.Interpreter(str(python), PYTHON, PYTHON, "/")
+    broken = Interpreter(str(python), PYTHON, PYTHON, "/")
+    monkeypatch.setattr(environment, "_make_venv", MAKE_VENV)
     monkeypatch.setattr(environment, "find_interpreter", lambda minors: broken)
     with pytest.raises(error, match=said):
         environment.ensure(paths, "cpu", console)
@@ -360,6 +373,7 @@ def test_a_disk_that_fills_up_within_pip_is_no_space(
         fill(tiny_disk, leave=0)
         run_pip(arguments, folder, python=python)
 
+    monkeypatch.setattr(environment, "_make_venv", MAKE_VENV)
     monkeypatch.setattr(environment, "run_pip", crowd)
     with pytest.raises(NoSpace, match="no space left"):
         environment.ensure(crowded, "cpu", console)
@@ -401,7 +415,8 @@ def test_a_name_that_is_no_environment_removes_nothing(paths: Paths, name: str) 
 
 
 def test_without_any_environment_there_is_nothing_to_list(paths: Paths) -> None:
-    assert environment.installed(paths) == environment.unfinished(paths) == ()
+    assert environment.installed(paths) == ()
+    assert environment.unfinished(paths) == ()
     with pytest.raises(EngineError) as caught:
         environment.remove(paths, "x")
     assert caught.value.hint == "installed: none"
@@ -420,7 +435,7 @@ def test_a_machine_without_gpus_takes_the_cpu_engine() -> None:
 
 
 def test_gpus_have_no_engine_yet() -> None:
-    with pytest.raises(EngineUnavailable, match="has no CUDA engine environment yet") as caught:
+    with pytest.raises(EngineUnavailable, match="no CUDA engine environment") as caught:
         environment.kind_for(inventory("gpu", "gpu"))
     assert "`--cpu`" in caught.value.hint
     assert caught.value.exit_code == 69

@@ -165,8 +165,8 @@ FAILURES = {
             STARTED,
             UNINITIALIZED,
             'I1123 22:12:54.864519 19118 model_lifecycle.cc:472] "loading: m:1"',
-            'E1123 22:12:56.514399 19118 backend_model.cc:692] "ERROR: Failed to create instance: ValueError: '
-            'no such folder: /x\\n\\nAt:\\n  /run/m/1/model.py(7): initialize\\n"',
+            'E1123 22:12:56.514399 19118 backend_model.cc:692] "ERROR: Failed to create instance: '
+            'ValueError: no such folder: /x\\n\\nAt:\\n  /run/m/1/model.py(7): initialize\\n"',
             "E1123 22:12:56.514637 19118 model_lifecycle.cc:642] \"failed to load 'm' version 1: Internal: "
             'ValueError: no such folder: /x\\n\\nAt:\\n  /run/m/1/model.py(7): initialize\\n"',
             "I1123 22:12:56.514680 19118 model_lifecycle.cc:777] \"failed to load 'm'\"",
@@ -183,7 +183,7 @@ FAILURES = {
             "(EngineCore pid=20019) ERROR 11-23 22:15:11 [core.py:1510] ValueError: No available memory "
             "for the cache blocks. Try increasing `gpu_memory_utilization`",
             'I1123 22:15:17.691990 19916 pb_stub.cc:366] "Failed to initialize Python stub: RuntimeError: '
-            "Engine core initialization failed. See root cause above. Failed core proc(s): {'EngineCore': 1}\\n\\nAt:\"",
+            'Engine core initialization failed. See root cause above. Failed core proc(s): {}\\n\\nAt:"',
             "E1123 22:15:20.941708 19916 model_lifecycle.cc:642] \"failed to load 'm' version 1: Internal: "
             'RuntimeError: Engine core initialization failed. See root cause above. Failed core proc(s): {}"',
             GAVE_UP,
@@ -193,7 +193,8 @@ FAILURES = {
     "an argument that vLLM does not know": (
         [
             "E1123 22:14:26.165920 19804 model_lifecycle.cc:642] \"failed to load 'm' version 1: Internal: "
-            "TypeError: AsyncEngineArgs.__init__() got an unexpected keyword argument 'bogus_key'\\n\\nAt:\\n  "
+            "TypeError: AsyncEngineArgs.__init__() got an unexpected keyword argument "
+            "'bogus_key'\\n\\nAt:\\n  "
             '/run/backends/vllm/model.py(78): _start\\n"',
             GAVE_UP,
         ],
@@ -215,8 +216,8 @@ FAILURES = {
     ),
     "the stub died": (
         [
-            'E1123 22:13:00.493679 19160 backend_model.cc:692] "ERROR: Failed to create instance: Stub process '
-            "'m_0_0' is not healthy.\"",
+            'E1123 22:13:00.493679 19160 backend_model.cc:692] "ERROR: Failed to create instance: Stub '
+            "process 'm_0_0' is not healthy.\"",
             GAVE_UP,
         ],
         "ERROR: Failed to create instance: Stub process 'm_0_0' is not healthy.",

@@ -275,7 +275,7 @@ def _stop_supervisor(supervisor: ProcessId, console: Console) -> None:
 def _interrupt_preparation(paths: Paths) -> bool:
     """Interrupt an `up` that has not started anything yet, as Ctrl-C at its terminal would."""
     holder = RunLock(paths.run).holder() if paths.run.is_dir() else None
-    if holder is None or not processes.is_alive(holder.process):
+    if holder is None or holder.process.pid == os.getpid() or not processes.is_alive(holder.process):
         return False
     processes.send([holder.process.pid], signal.SIGINT)
     processes.wait_gone([holder.process.pid], STOP_BUDGET_S)

@@ -189,13 +189,13 @@ def _install(
         shutil.rmtree(root, ignore_errors=True)
         root.mkdir(parents=True)
         _make_venv(root, interpreter)
-        _install_wheels(
-            root, [file for file in files if not _is_triton(file)], lock, interpreter.minor, console
-        )
         if not any(file.name.startswith(f"{TORCH_PACKAGE}-") for file in files):
             torch = lock.package(TORCH_PACKAGE)
             python = root / "venv" / "bin" / "python"
             wheels.install_torch(torch, torch.wheel_for(interpreter.minor), cache, python, console)
+        _install_wheels(
+            root, [file for file in files if not _is_triton(file)], lock, interpreter.minor, console
+        )
         _unpack_triton(root, next(file for file in files if _is_triton(file)))
         _make_stub_folder(root, interpreter.minor)
         complete = _finish(root, lock, digest, interpreter)

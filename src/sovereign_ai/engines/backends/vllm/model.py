@@ -38,8 +38,9 @@ OUTPUTS = (
     ("num_input_tokens", "TYPE_UINT32"),
     ("num_output_tokens", "TYPE_UINT32"),
 )
-HOUSEKEEPING_INTERVAL_S = 0.2
-"""How often left clients are looked for and metrics are set. Each look is a round trip to the server."""
+HOUSEKEEPING_INTERVAL_S = 0.5
+"""How often left clients are looked for and metrics are set. Each look at a request is a round trip to the
+server: at 0.2 s and 32 requests there were nearly as many looks as tokens."""
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
