@@ -357,7 +357,7 @@ def fill(disk: Path, *, leave: int) -> Path:
 def test_a_full_disk_is_no_space_and_what_was_complete_is_kept(
     crowded: Paths, tiny_disk: Path, copied: list[str], console: Console
 ) -> None:
-    filler = fill(tiny_disk, leave=120 * 1024)
+    filler = fill(tiny_disk, leave=48 * 1024)
     with pytest.raises(NoSpace, match="no space left"):
         environment.ensure(crowded, "cpu", console)
     assert environment.installed(crowded) == ()

@@ -38,8 +38,12 @@ from sovereign_ai.errors import SovereignError
 TICK_S = 0.1
 """How often children are looked at: a killed service is seen within this."""
 
-PROBE_INTERVAL_S = 0.5
-"""How often readiness is asked for: often enough for `up`, a negligible load."""
+PROBE_INTERVAL_S = 0.25
+"""How often a service that is not ready yet is asked."""
+
+READY_PROBE_INTERVAL_S = 5.0
+"""How often a ready one is: its end is seen without asking, only a hang is not; and every millisecond spent
+here is missing in an engine that computes on the same cores."""
 
 PROBE_TIMEOUT_S = 2.0
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
@@ -48,8 +52,8 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 30.0
 STABLE_S = 60.0
 """A service that was ready this long starts again with the first pause."""
 
-SEGMENTS_INTERVAL_S = 5.0
-"""How often shared memory is noted: it is made while loading, and looking costs milliseconds."""
+SEGMENTS_INTERVAL_S = 60.0
+"""How often shared memory is noted again: it is made while loading, and looking costs tens of milliseconds."""
 
 LOG_TAIL_BYTES = 64 * 1024
 STRAYS_S = 1.0
@@ -123,12 +127,13 @@ class Supervised:
     def _probe(self, now: float) -> bool:
         if now < self._next_probe or self.child is None:
             return False
-        self._next_probe = now + PROBE_INTERVAL_S
+        ready = self.status.state == "ready"
+        self._next_probe = now + (READY_PROBE_INTERVAL_S if ready else PROBE_INTERVAL_S)
         answers = all(answers_ok(url) for url in self.service.ready_urls)
-        if answers and self.status.state != "ready":
+        if answers and not ready:
             self._became_ready()
             return True
-        if not answers and self.status.state == "ready":
+        if ready and not answers:
             self._turn("unhealthy")
             return True
         if now < self._next_note:
