@@ -53,7 +53,7 @@ STABLE_S = 60.0
 """A service that was ready this long starts again with the first pause."""
 
 SEGMENTS_INTERVAL_S = 60.0
-"""How often shared memory is noted again: it is made while loading, and looking costs tens of milliseconds."""
+"""How often shared memory is noted again: it is made while loading, and a look takes tens of milliseconds."""
 
 LOG_TAIL_BYTES = 64 * 1024
 STRAYS_S = 1.0
