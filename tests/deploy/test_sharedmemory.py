@@ -80,3 +80,18 @@ def test_a_system_without_shared_memory_has_none_left(
 ) -> None:
     monkeypatch.setattr(sharedmemory, "SHM", tmp_path / "none")
     assert sharedmemory.remove_left_over(["a"], ["b"], [1]) == []
+
+
+def test_an_openmp_registration_belongs_to_its_process() -> None:
+    """libiomp5 leaves it behind when its process is killed, and does not keep it mapped."""
+    with subprocess.Popen(["sleep", "60"]) as child:
+        name = f"__KMP_REGISTERED_LIB_{child.pid}_0"
+        try:
+            (SHM / name).write_bytes(b"registered")
+            assert name in sharedmemory.mapped_by([child.pid])
+            assert sharedmemory.remove_left_over([name], [], []) == [], "its process lives"
+            child.kill()
+            child.wait()
+            assert sharedmemory.remove_left_over([name], [], []) == [name]
+        finally:
+            (SHM / name).unlink(missing_ok=True)

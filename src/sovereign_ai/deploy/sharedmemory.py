@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from sovereign_ai.deploy.processes import all_pids
+from sovereign_ai.deploy.processes import all_entries
 
 SHM = Path("/dev/shm")  # noqa: S108  the kernel's folder for POSIX shared memory, not a temporary file
 _MAPPED = re.compile(r"^\S+ \S+ \S+ \S+ (\d+) +/dev/shm/", re.M)
@@ -18,17 +18,21 @@ _OPENMP = re.compile(r"__KMP_REGISTERED_LIB_(\d+)_\d+")
 
 
 def mapped_by(pids: Iterable[int]) -> set[str]:
-    """Names of the segments in /dev/shm that the processes map now.
+    """Names of the segments in /dev/shm that the processes map now, and of their OpenMP registrations, which
+    are theirs by name alone.
 
     Told by inode: the C library makes a semaphore under another name than it ends up with.
     """
+    owners = set(pids)
     inodes: set[int] = set()
-    for pid in pids:
+    for pid in owners:
         try:
             inodes.update(int(inode) for inode in _MAPPED.findall(Path(f"/proc/{pid}/maps").read_text()))
         except OSError:
             continue
-    return {name for name in _present() if inodes and _inode(name) in inodes}
+    present = _present()
+    registered = {name for name in present if (found := _OPENMP.fullmatch(name)) and int(found[1]) in owners}
+    return registered | {name for name in present if inodes and _inode(name) in inodes}
 
 
 def _inode(name: str) -> int | None:
@@ -48,7 +52,8 @@ def remove_left_over(noted: Iterable[str], prefixes: Iterable[str], dead: Iterab
     candidates |= {name for name in _present() if starts and name.startswith(starts)}
     gone = set(dead)
     candidates |= {name for name in _present() if (m := _OPENMP.fullmatch(name)) and int(m[1]) in gone}
-    in_use = mapped_by(all_pids()) if candidates else set()
+    living = (entry.pid for entry in all_entries() if entry.alive)
+    in_use = mapped_by(living) if candidates else set()
     removed = sorted(candidates - in_use)
     for name in removed:
         (SHM / name).unlink(missing_ok=True)
