@@ -208,7 +208,9 @@ def test_a_model_that_triton_cannot_load(
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").chmod(0o644)
     (folder / "config.json").write_text(json.dumps({**config, "num_key_value_heads": 2}))
-    (tmp_path / "factory.yaml").write_text("models:\n  - name: odd\n    source: file:odd\n    context: 256\n")
+    (tmp_path / "factory.yaml").write_text(
+        "storage: store\nmodels:\n  - name: odd\n    source: file:odd\n    context: 256\n"
+    )
     started = time.monotonic()
     done = prepared.run(
         "up", "--detach", "--port", str(prepared.port), "-f", str(tmp_path / "factory.yaml"), timeout_s=300
