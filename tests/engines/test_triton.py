@@ -26,7 +26,7 @@ def deployment(backend: Literal["vllm", "embedding"], **engine_args: Any) -> Dep
         devices=("cpu",),
         context=8192,
         max_num_seqs=16,
-        memory=Memory(weights_bytes=1, kv_cache_bytes=2, activation_bytes=3, overhead_bytes=4),
+        memories=(Memory(weights_bytes=1, kv_cache_bytes=2, activation_bytes=3, overhead_bytes=4),),
         engine_args=engine_args,
     )
 

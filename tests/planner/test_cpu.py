@@ -41,11 +41,13 @@ def test_the_default_models() -> None:
         devices=("cpu",),
         context=8192,
         max_num_seqs=64,
-        memory=Memory(
-            weights_bytes=538_060_032,
-            kv_cache_bytes=182 * PAGE,
-            activation_bytes=123_312_537,
-            overhead_bytes=2_684_354_559 + 2_097_152,
+        memories=(
+            Memory(
+                weights_bytes=538_060_032,
+                kv_cache_bytes=182 * PAGE,
+                activation_bytes=123_312_537,
+                overhead_bytes=2_684_354_559 + 2_097_152,
+            ),
         ),
         engine_args={
             "dtype": "float32",

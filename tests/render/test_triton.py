@@ -22,7 +22,7 @@ def deployment(model: str, *devices: str, node: str = "box", task: Task = "chat"
         devices=devices,
         context=4096,
         max_num_seqs=8,
-        memory=Memory(weights_bytes=1, kv_cache_bytes=1, activation_bytes=1, overhead_bytes=1),
+        memories=(Memory(weights_bytes=1, kv_cache_bytes=1, activation_bytes=1, overhead_bytes=1),),
         engine_args={"max_model_len": 4096} if task == "chat" else {"max_batch": 8},
     )
 

@@ -269,3 +269,9 @@ def test_two_processes_bring_a_model_in_once(store: Store, tiny_gguf: Path) -> N
     assert answers[0][0] == answers[1][0] != ""
     assert sum("Converting" in errors for _, errors in answers) == 1
     assert visible(store) == ["m"]
+
+
+def test_a_hub_source_is_refused_by_name(store: Store) -> None:
+    entry = ModelEntry(name="nemo", source="hf:mistralai/Mistral-Nemo-Instruct-2407")
+    with pytest.raises(SourceError, match="can be planned for, but not brought in yet"):
+        ensure(store, entry, Console())

@@ -137,7 +137,7 @@ def _deployment(need: _Need, spot: Spot) -> Deployment:
         devices=(spot.device.id,),
         context=need.wish.context,
         max_num_seqs=MAX_NUM_SEQS,
-        memory=need.memory,
+        memories=(need.memory,),
         engine_args=_vllm_arguments(need) if chat else embedding_arguments(need.wish),
         reason=_reason(need, chat),
     )

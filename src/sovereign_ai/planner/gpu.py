@@ -207,7 +207,7 @@ def _deployment(
         devices=tuple(spot.device.id for spot in spots),
         context=wish.context,
         max_num_seqs=MAX_NUM_SEQS,
-        memory=needed,
+        memories=(needed,),
         engine_args=arguments,
         reason=reason,
     )

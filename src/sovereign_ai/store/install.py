@@ -12,7 +12,7 @@ import msgspec
 
 from sovereign_ai.config import MODEL_NAME, ModelEntry, check_source
 from sovereign_ai.console import Console
-from sovereign_ai.errors import UnsupportedModel, UsageError, disk_errors
+from sovereign_ai.errors import SourceError, UnsupportedModel, UsageError, disk_errors
 from sovereign_ai.spec import Model
 from sovereign_ai.store import files, pypi
 from sovereign_ai.store.digest import sha256_files
@@ -68,7 +68,12 @@ def _as_asked(manifest: Manifest, entry: ModelEntry) -> Manifest:
 
 
 def _bring_in(store: Store, entry: ModelEntry, console: Console) -> Manifest:
-    bring = _SOURCES[kind(entry.source)]
+    bring = _SOURCES.get(kind(entry.source))
+    if bring is None:
+        raise SourceError(
+            f"model {entry.name}: `{entry.source}` can be planned for, but not brought in yet",
+            "download it elsewhere and use file:FOLDER",
+        )
     with store.staging(entry.name) as staging, bring(store, entry, staging, console) as material:
         folder = staging / MODEL_FOLDER
         conversion, found = (None, None)
