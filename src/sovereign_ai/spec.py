@@ -102,13 +102,15 @@ class Inventory(Noun, frozen=True, kw_only=True):
 
 
 class Tier(Noun, frozen=True, kw_only=True):
-    """An ordered class of devices. Rank 1 comes first; `rule` is the reason the devices are in it."""
+    """An ordered class of devices. Rank 1 comes first; `rule` is the reason for the tier, `reasons` has one
+    sentence for each device, by its id."""
 
     name: str
     rank: int
     role: str
     rule: str
     devices: tuple[str, ...]
+    reasons: dict[str, str] = {}
 
 
 class Vision(Noun, frozen=True, kw_only=True):
@@ -208,8 +210,8 @@ class Speed(Noun, frozen=True, kw_only=True):
 
     Tokens a second of one stream alone (`decode_one`) and of all streams at the largest batch that the KV
     cache holds (`decode_full`, of `batch` streams with `batch_context` tokens each); prompt tokens a second
-    (`prefill`); seconds to the first token of a prompt of so many tokens (`ttft_s`).
-    """
+    (`prefill`); seconds to the first token of a prompt of so many tokens (`ttft_s`); tokens a second of 1,
+    2, 4, … streams up to the full batch (`curve`)."""
 
     decode_one: float
     decode_full: float
@@ -217,6 +219,7 @@ class Speed(Noun, frozen=True, kw_only=True):
     batch_context: int
     prefill: float
     ttft_s: dict[int, float] = {}
+    curve: tuple[tuple[int, float], ...] = ()
 
 
 class Deployment(Noun, frozen=True, kw_only=True):

@@ -53,7 +53,9 @@ def test_a_converted_llama(tiny_gguf: Path, tmp_path: Path) -> None:
         intermediate=INNER,
         vocabulary=VOCABULARY,
         context_max=128,
+        tied_head=True,
     )
+    assert facts.format is None
 
 
 def test_an_embedding_model(tiny_folder: Path) -> None:
@@ -157,4 +159,108 @@ def test_code_for_the_tokenizer_is_refused_too(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "m")
     (folder / "tokenizer_config.json").write_text('{"auto_map": {}}')
     with pytest.raises(UnsupportedModel, match=r"tokenizer_config.json: the model needs code"):
+        inspect(folder)
+
+
+def test_a_window_and_its_layers_are_read(tmp_path: Path) -> None:
+    mistral = LLAMA | {"architectures": ["MistralForCausalLM"], "sliding_window": 16}
+    shape = inspect(plain(tmp_path / "m", mistral)).shape
+    assert (shape.sliding_window, shape.sliding_layers) == (16, 1)
+
+
+def test_a_stored_copy_of_a_tied_head_is_not_counted(tmp_path: Path) -> None:
+    folder = plain(tmp_path / "m", LLAMA | {"tie_word_embeddings": True})
+    arrays = {"model.embed_tokens.weight": np.ones(6, np.float32), "lm_head.weight": np.ones(6, np.float32)}
+    save_file(arrays, folder / "model.safetensors")
+    facts = inspect(folder)
+    assert (facts.shape.parameters, facts.weights_bytes) == (6, 48)
+
+
+AWQ = {"quant_method": "awq", "bits": 4}
+BNB = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+INT8 = {
+    "quant_method": "compressed-tensors",
+    "config_groups": {"group_0": {"weights": {"num_bits": 8, "type": "int"}, "input_activations": {}}},
+}
+W4A16 = {
+    "quant_method": "compressed-tensors",
+    "config_groups": {"group_0": {"weights": {"num_bits": 4, "type": "int"}, "input_activations": None}},
+}
+
+
+@pytest.mark.parametrize(
+    ("said", "format", "arrays", "parameters"),
+    [
+        (
+            AWQ,
+            "awq",
+            {
+                "q.qweight": np.ones((16, 2), np.int32),
+                "q.qzeros": np.ones((1, 2), np.int32),
+                "q.scales": np.ones((1, 16), np.float16),
+                "embed.weight": np.ones((4, 5), np.float16),
+            },
+            16 * 16 + 20,
+        ),
+        (
+            BNB,
+            "bnb4",
+            {
+                "q.weight": np.ones((32, 1), np.uint8),
+                "q.weight.absmax": np.ones(1, np.float32),
+                "q.weight.quant_map": np.ones(16, np.float32),
+                "norm.weight": np.ones(3, np.float16),
+            },
+            64 + 3,
+        ),
+        (
+            INT8,
+            "int8",
+            {
+                "q.weight": np.ones((4, 4), np.int8),
+                "q.weight_scale": np.ones((4, 1), np.float32),
+                "q.bias": np.ones(4, np.float16),
+            },
+            16 + 4,
+        ),
+        (
+            W4A16,
+            "w4a16",
+            {
+                "q.weight_packed": np.ones((4, 2), np.int32),
+                "q.weight_shape": np.ones(2, np.int64),
+                "q.weight_scale": np.ones((4, 1), np.float16),
+            },
+            4 * 16,
+        ),
+    ],
+)
+def test_packed_weights_count_and_their_scales_do_not(
+    tmp_path: Path, said: Any, format: str, arrays: dict[str, np.ndarray[Any, Any]], parameters: int
+) -> None:
+    folder = plain(tmp_path / "m", LLAMA | {"quantization_config": said})
+    save_file(arrays, folder / "model.safetensors")
+    facts = inspect(folder)
+    assert (facts.format, facts.shape.parameters) == (format, parameters)
+    assert facts.weights_bytes == sum(array.nbytes for array in arrays.values())
+
+
+def test_the_config_names_the_dtype_where_all_is_quantized(tmp_path: Path) -> None:
+    folder = plain(tmp_path / "m", LLAMA | {"quantization_config": INT8, "torch_dtype": "float16"})
+    save_file({"q.weight": np.ones((4, 4), np.int8)}, folder / "model.safetensors")
+    assert inspect(folder).dtype == "float16"
+
+
+@pytest.mark.parametrize(("limit", "context"), [("null", 64), ("512", 64), ("32", 32)])
+def test_an_embedding_model_keeps_to_the_shorter_limit(tmp_path: Path, limit: str, context: int) -> None:
+    folder = plain(tmp_path / "m", BERT)
+    (folder / "sentence_bert_config.json").write_text(f'{{"max_seq_length": {limit}}}')
+    assert inspect(folder).shape.context_max == context
+
+
+@pytest.mark.parametrize("limit", ["0", "true", '"long"'])
+def test_a_limit_that_cannot_be(tmp_path: Path, limit: str) -> None:
+    folder = plain(tmp_path / "m", BERT)
+    (folder / "sentence_bert_config.json").write_text(f'{{"max_seq_length": {limit}}}')
+    with pytest.raises(UnsupportedModel, match=r"sentence_bert_config.json: `max_seq_length` is"):
         inspect(folder)

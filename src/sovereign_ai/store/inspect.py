@@ -11,23 +11,30 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from sovereign_ai.catalog.config_json import ModelFacts, read_config
 from sovereign_ai.errors import BadModelFile, UnsupportedModel
-from sovereign_ai.spec import Shape, Task
+from sovereign_ai.spec import Format, Shape, Task
 from sovereign_ai.store.weights import TensorHeader, read_header
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 EMBED_MARKS = ("modules.json", "config_sentence_transformers.json", "sentence_bert_config.json")
 """Files that only sentence-transformers models have."""
+PACKED = {".qweight": 8, ".weight_packed": 8}
+"""Endings of tensors that hold so many 4-bit weights in each 32-bit number (AWQ and GPTQ,
+compressed-tensors)."""
+PLAIN = ("float32", "bfloat16", "float16")
 
 
 class Facts(NamedTuple):
-    """`weights_bytes` counts tensors, not headers; `dtype` is the one most of the weights have."""
+    """`weights_bytes` counts tensors, not headers; `dtype` is the one most of the weights have that are not
+    quantized; `format` is None where none are."""
 
     task: Task
     dtype: str
     weights_bytes: int
     shape: Shape
+    format: Format | None = None
 
 
 def inspect(folder: Path) -> Facts:
@@ -36,17 +43,55 @@ def inspect(folder: Path) -> Facts:
     config = _object(folder / "config.json")
     _refuse_code(folder, config)
     headers = [header for path in weight_files(folder) for header in read_header(path)]
-    floats = [header for header in headers if "float" in header.dtype]
-    if not floats:
+    embeds = any((folder / mark).exists() for mark in EMBED_MARKS)
+    said = read_config(config, str(folder / "config.json"), embeds=embeds)
+    parameters = sum(_weights(header, said) for header in headers)
+    if not parameters:
         raise BadModelFile(f"{folder}: the weights hold no numbers")
-    architecture = _architecture(folder, config)
-    task = _task(folder, architecture)
     return Facts(
-        task=task,
-        dtype=_main_dtype(floats),
+        task=said.task,
+        dtype=_main_dtype(headers, said),
         weights_bytes=sum(header.size for header in headers),
-        shape=_shape(folder, config, architecture, task, sum(header.elements for header in floats)),
+        shape=msgspec.structs.replace(
+            said.shape, parameters=parameters, context_max=_context(folder, said.shape, said.task)
+        ),
+        format=said.format,
     )
+
+
+def describe(folder: Path) -> Facts:
+    """As `inspect`, but a folder with nothing but a config.json is enough: sizes are then computed from it.
+
+    Raises BadModelFile and UnsupportedModel.
+    """
+    if any(folder.glob("*.safetensors")) or (folder / INDEX_NAME).exists():
+        return inspect(folder)
+    config = _object(folder / "config.json")
+    _refuse_code(folder, config)
+    embeds = any((folder / mark).exists() for mark in EMBED_MARKS)
+    said = read_config(config, str(folder / "config.json"), embeds=embeds)
+    width = 4 if said.dtype == "float32" else 2
+    return Facts(
+        task=said.task,
+        dtype=said.dtype,
+        weights_bytes=width * said.shape.parameters,
+        shape=msgspec.structs.replace(said.shape, context_max=_context(folder, said.shape, said.task)),
+        format=said.format,
+    )
+
+
+def _weights(header: TensorHeader, said: ModelFacts) -> int:
+    """Parameters in a tensor: of a quantized checkpoint packed ones count, scales and zero points do not."""
+    if said.shape.tied_head and header.name.endswith("lm_head.weight"):
+        return 0  # a copy of the embedding that engines do not load
+    if said.format is None:
+        return header.elements if "float" in header.dtype else 0
+    for ending, count in PACKED.items():
+        if header.name.endswith(ending):
+            return header.elements * count
+    if not header.name.endswith((".weight", ".bias")):
+        return 0
+    return header.elements * (2 if header.dtype == "uint8" else 1)
 
 
 def weight_files(folder: Path) -> tuple[Path, ...]:
@@ -96,57 +141,27 @@ def _refuse_code(folder: Path, config: dict[str, Any]) -> None:
             )
 
 
-def _architecture(folder: Path, config: dict[str, Any]) -> str:
-    names = config.get("architectures")
-    if isinstance(names, list) and names and isinstance(names[0], str):
-        return names[0]
-    raise UnsupportedModel(f"{folder / 'config.json'}: does not name its architecture")
-
-
-def _task(folder: Path, architecture: str) -> Task:
-    if architecture == "BertModel" or any((folder / mark).exists() for mark in EMBED_MARKS):
-        return "embed"
-    if architecture.endswith("ForCausalLM"):
-        return "chat"
-    raise UnsupportedModel(f"{folder}: {architecture} is neither a language model nor an embedding model")
-
-
-def _main_dtype(headers: list[TensorHeader]) -> str:
+def _main_dtype(headers: list[TensorHeader], said: ModelFacts) -> str:
+    """What the config says, where everything is quantized."""
     sizes: Counter[str] = Counter()
     for header in headers:
-        sizes[header.dtype] += header.size
-    return sizes.most_common(1)[0][0]
+        if "float" in header.dtype and (said.format is None or header.dtype in PLAIN):
+            sizes[header.dtype] += header.size
+    return sizes.most_common(1)[0][0] if sizes else said.dtype
 
 
-def _shape(folder: Path, config: dict[str, Any], architecture: str, task: Task, parameters: int) -> Shape:
-    heads = _integer(folder, config, "num_attention_heads")
-    hidden = _integer(folder, config, "hidden_size")
-    return Shape(
-        architecture=architecture,
-        parameters=parameters,
-        layers=_integer(folder, config, "num_hidden_layers"),
-        hidden=hidden,
-        heads=heads,
-        kv_heads=_integer(folder, config, "num_key_value_heads", heads),
-        head_dim=_integer(folder, config, "head_dim", hidden // heads),
-        intermediate=_integer(folder, config, "intermediate_size"),
-        vocabulary=_integer(folder, config, "vocab_size"),
-        context_max=_context(folder, config, task),
-    )
-
-
-def _integer(folder: Path, fields: dict[str, Any], key: str, default: int | None = None) -> int:
-    value = default if fields.get(key) is None else fields[key]
-    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-        return value
-    said = "missing" if value is None else f"{value!r}, not a positive number"
-    raise UnsupportedModel(f"{folder / 'config.json'}: `{key}` is {said}")
-
-
-def _context(folder: Path, config: dict[str, Any], task: Task) -> int:
+def _context(folder: Path, shape: Shape, task: Task) -> int:
     """Tokens. An embedding model's own limit, shorter than its position table, is what it was trained for."""
-    positions = _integer(folder, config, "max_position_embeddings")
     path = folder / "sentence_bert_config.json"
     if task == "embed" and path.exists():
-        return min(positions, _integer(folder, _object(path), "max_seq_length", positions))
-    return positions
+        return min(shape.context_max, _limit(path, shape.context_max))
+    return shape.context_max
+
+
+def _limit(path: Path, default: int) -> int:
+    value = _object(path).get("max_seq_length")
+    if value is None:
+        return default
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    raise UnsupportedModel(f"{path}: `max_seq_length` is {value!r}, not a positive number")

@@ -43,6 +43,15 @@ def ensure(store: Store, entry: ModelEntry, console: Console) -> Manifest:
     return _as_asked(manifest, entry)
 
 
+def check_reachable(store: Store, entry: ModelEntry) -> None:
+    """Raise SourceError for a source that this version can plan for but not bring in, unless it is here."""
+    if kind(entry.source) not in _SOURCES and store.find(entry.name, entry.source) is None:
+        raise SourceError(
+            f"model {entry.name}: `{entry.source}` can be planned for, but not brought in yet",
+            "download it elsewhere and use file:FOLDER",
+        )
+
+
 def _stored(store: Store, entry: ModelEntry) -> Manifest | None:
     """What the store has, unless the file or folder it came from has changed since."""
     manifest = store.find(entry.name, entry.source)
@@ -68,12 +77,8 @@ def _as_asked(manifest: Manifest, entry: ModelEntry) -> Manifest:
 
 
 def _bring_in(store: Store, entry: ModelEntry, console: Console) -> Manifest:
-    bring = _SOURCES.get(kind(entry.source))
-    if bring is None:
-        raise SourceError(
-            f"model {entry.name}: `{entry.source}` can be planned for, but not brought in yet",
-            "download it elsewhere and use file:FOLDER",
-        )
+    check_reachable(store, entry)
+    bring = _SOURCES[kind(entry.source)]
     with store.staging(entry.name) as staging, bring(store, entry, staging, console) as material:
         folder = staging / MODEL_FOLDER
         conversion, found = (None, None)
@@ -122,6 +127,7 @@ def _describe(
             weights_bytes=facts.weights_bytes,
             dtype=facts.dtype,
             shape=facts.shape,
+            format=facts.format,
         ),
         created=int(time.time()),
         license=license_name,
