@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from sovereign_ai.inventory.cards import catalog_bandwidths
+from sovereign_ai.inventory.document import load_inventory, save_inventory
 from sovereign_ai.inventory.host import Host, read_host
 from sovereign_ai.inventory.nvml import Gpus, read_gpus
 from sovereign_ai.inventory.tiers import form_tiers
 from sovereign_ai.spec import Device, Inventory, Node
 
-__all__ = ["form_tiers", "take_inventory"]
+__all__ = ["catalog_bandwidths", "form_tiers", "load_inventory", "save_inventory", "take_inventory"]
 
 
 def take_inventory(*, cpu_only: bool = False) -> Inventory:
     """Measure this machine: one node with its GPUs, or with the device `cpu` where there is none.
 
-    `cpu_only` does not ask the driver at all. Raises InventoryError where a driver is there but broken.
+    `cpu_only` does not ask the driver at all. Cards at fault are there, with their `fault`. Raises
+    InventoryError where a driver is there but broken.
     """
     return Inventory(nodes=(_node(read_host(), Gpus((), None) if cpu_only else read_gpus()),))
 
@@ -26,6 +29,7 @@ def _node(host: Host, gpus: Gpus) -> Node:
         memory_bytes=host.memory_bytes,
         memory_free_bytes=host.memory_free_bytes,
         driver_version=gpus.driver_version,
+        links=gpus.links,
     )
 
 

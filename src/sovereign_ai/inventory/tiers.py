@@ -2,106 +2,178 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
+from sovereign_ai.config import TierRule
+from sovereign_ai.inventory.cards import (
+    NEAR,
+    TENSOR_CORES,
+    Card,
+    Group,
+    cards,
+    described,
+    matched,
+    slowest,
+)
+from sovereign_ai.inventory.rules import apply_rules
 from sovereign_ai.spec import Device, Inventory, Tier
 
-GIB = 1 << 30
+ROLES = ("primary", "context", "utility")
+"""What the automatic rule gives, in this order; all tiers behind the second are `utility`."""
 
-Group = list[Device]
+
+class Standing(NamedTuple):
+    """A group in its place among the others, and the numbers that put it there."""
+
+    group: Group
+    why: str
 
 
-def form_tiers(inventory: Inventory) -> tuple[Tier, ...]:
-    """Every device in exactly one tier, best tier first; the same for any order of nodes and devices.
+def form_tiers(
+    inventory: Inventory,
+    rules: Sequence[TierRule] = (),
+    bandwidths: Mapping[str, float] | None = None,
+) -> tuple[Tier, ...]:
+    """Every healthy device in exactly one tier, best tier first; the same for any order of nodes and devices.
 
-    GPUs are matched when name, memory (to the nearest GiB) and compute capability are the same: a group
-    split over them would run at the slowest card's speed and hold what the smallest holds. Ranks:
+    `rules` (factory.yaml's `tiers`) take their cards first and have the first ranks. The rest forms groups of
+    matched cards (`cards.matched`), ranked so:
 
-    1. `primary`: the group with the most memory together, for the largest model;
-    2. then by the memory of one card, then of all together: the first of these is `context` (a long context
-       wants one large card), the others are `utility`.
+    1. `primary`: the group that holds most at most speed: GiB together in one node × GB/s of its slowest
+       card, since a deployment spans one node and reads all its weights once for every token;
+    2. then by the memory of one card, and then its bandwidth: the first is `context` (a long context wants
+       one large card), the others are `utility`, `utility-2`, …
 
-    CPUs form one tier `cpu` behind all GPUs; it is `primary` where there is no GPU.
+    Cards without tensor cores come behind all others. A role that a rule has given is not given again,
+    `utility` excepted. CPUs form one tier `cpu` behind all GPUs; it is `primary` where there is no GPU.
+    `bandwidths` (device id → bytes/s) fills what the driver does not tell; a card whose bandwidth nobody
+    knows counts as the slowest that is known, so that without any, memory decides.
+
+    Raises ConfigError for a rule that cannot be followed.
     """
-    groups = _ranked(_matched(device for device in inventory.devices if device.kind == "gpu"))
-    names = _names(groups)
-    tiers = [_gpu_tier(names[at], at + 1, group) for at, group in enumerate(groups)]
-    cpus = [device for device in inventory.devices if device.kind == "cpu"]
-    return (*tiers, *([_cpu_tier(len(tiers) + 1, cpus)] if cpus else []))
+    ruled = apply_rules(inventory, cards(inventory, bandwidths or {}), rules)
+    given = {tier.role for tier in ruled.tiers}
+    roles = [role for role in ROLES if role == "utility" or role not in given]
+    tiers = list(ruled.tiers)
+    for standing in _ranked(matched(ruled.rest), primary="primary" in roles):
+        role = roles.pop(0) if len(roles) > 1 else roles[0]
+        tiers.append(_gpu_tier(_unused(role, tiers), len(tiers) + 1, role, standing))
+    cpus = [device for device in inventory.devices if device.kind == "cpu" and not device.fault]
+    if cpus:
+        tiers.append(_cpu_tier(_unused("cpu", tiers), len(tiers) + 1, cpus))
+    return tuple(tiers)
 
 
-def _matched(gpus: Iterable[Device]) -> list[Group]:
-    groups: dict[tuple[str, int, str | None], Group] = defaultdict(list)
-    for device in gpus:
-        groups[device.name, _gib(device), device.compute_capability].append(device)
-    return [sorted(group, key=_order) for group in groups.values()]
+def _ranked(groups: Sequence[Group], *, primary: bool) -> list[Standing]:
+    """The group for `primary` first, where that is wanted, and the others by their single cards."""
+    known = [speed for group in groups if (speed := slowest(group)) is not None]
+    floor = min(known, default=0.0)
+    by_card = sorted(groups, key=lambda group: (_old(group), *_card_order(group, floor), _identity(group)))
+    if not primary or not groups:
+        return _by_card(by_card)
+    together = sorted(groups, key=lambda group: (_old(group), -_worth(group, floor), _identity(group)))
+    rest = [group for group in by_card if group is not together[0]]
+    return [Standing(together[0], _why_primary(together, floor)), *_by_card(rest)]
 
 
-def _gib(device: Device) -> int:
-    return round(device.memory_bytes / GIB)
+def _old(group: Group) -> bool:
+    return group[0].capability < TENSOR_CORES
 
 
-def _order(device: Device) -> tuple[int, str]:
-    return device.index, device.id
+def _card_order(group: Group, floor: float) -> tuple[float, float]:
+    return -group[0].gib, -(slowest(group) or floor)
+
+
+def _identity(group: Group) -> tuple[tuple[int, ...], str, str]:
+    """Ties fall to the newer architecture and then to the name, so that the order is total."""
+    newest_first = tuple(-part for part in group[0].capability)
+    return newest_first, group[0].device.name, group[0].device.id
 
 
 def _together(group: Group) -> int:
-    return sum(device.memory_bytes for device in group)
+    """GiB in the node that has most of the group: no deployment spans two nodes."""
+    nodes: dict[str, int] = defaultdict(int)
+    for card in group:
+        nodes[card.node] += card.gib
+    return max(nodes.values())
 
 
-def _ranked(groups: list[Group]) -> list[Group]:
-    """Ties fall to the higher compute capability and then to the name, so that the order is total."""
-
-    def identity(group: Group) -> tuple[list[int], str, str]:
-        newest_first = [-int(part) for part in re.findall(r"\d+", group[0].compute_capability or "")]
-        return newest_first, group[0].name, group[0].id
-
-    if not groups:
-        return []
-    primary = min(groups, key=lambda group: (-_together(group), identity(group)))
-    rest = [group for group in groups if group is not primary]
-    return [
-        primary,
-        *sorted(rest, key=lambda group: (-group[0].memory_bytes, -_together(group), identity(group))),
-    ]
+def _worth(group: Group, floor: float) -> float:
+    """GiB × GB/s; without any known bandwidth, GiB."""
+    speed = slowest(group) or floor
+    return _together(group) * (speed / 1e9 if speed else 1.0)
 
 
-def _names(groups: Sequence[Group]) -> list[str]:
-    """`rtx-3080-10g`; a second group of that name gets `-2`. Fit for Kubernetes labels."""
-    names: list[str] = []
-    for group in groups:
-        words = re.sub(r"\b(nvidia|geforce|tesla)\b", "", group[0].name.lower())
-        slug = re.sub(r"[^a-z0-9]+", "-", words).strip("-")[:40].strip("-") or "gpu"
-        base = f"{slug}-{_gib(group[0])}g"
-        names.append(_unused(base, names))
-    return names
+def _why_primary(together: Sequence[Group], floor: float) -> str:
+    first, *others = [_product(group, floor) for group in together]
+    if not others:
+        return f"the only kind of card ({first})"
+    what = "memory × bandwidth" if floor else "memory"
+    why = f"most {what} in one node ({first}; next {others[0]})"
+    if _old(together[1]) and not _old(together[0]):
+        return f"{why}, and tensor cores, which the next lacks"
+    return why
 
 
-def _unused(base: str, names: Sequence[str]) -> str:
-    name, number = base, 1
-    while name in names:
+def _product(group: Group, floor: float) -> str:
+    if not floor:
+        return f"{_together(group)} GiB together, bandwidth unknown"
+    known = slowest(group)
+    speed = f"{(known or floor) / 1e9:.0f} GB/s" + ("" if known else " assumed")
+    return f"{_together(group)} GiB × {speed} = {_worth(group, floor):,.0f}"
+
+
+def _by_card(groups: Sequence[Group]) -> list[Standing]:
+    """The largest card first; each is told the one behind it."""
+    standings = []
+    for at, group in enumerate(groups):
+        behind = f"; next {_one(groups[at + 1])}" if at + 1 < len(groups) else ""
+        what = "largest single card of the rest" if at == 0 else "a smaller or slower card"
+        old = ", no tensor cores" if _old(group) else ""
+        standings.append(Standing(group, f"{what} ({_one(group)}{old}{behind})"))
+    return standings
+
+
+def _one(group: Group) -> str:
+    speed = slowest(group)
+    return f"{group[0].gib} GiB" + (f" at {speed / 1e9:.0f} GB/s" if speed else "")
+
+
+def _unused(name: str, tiers: Sequence[Tier]) -> str:
+    taken = {tier.name for tier in tiers}
+    free, number = name, 1
+    while free in taken:
         number += 1
-        name = f"{base}-{number}"
-    return name
+        free = f"{name}-{number}"
+    return free
 
 
-def _gpu_tier(name: str, rank: int, group: Group) -> Tier:
-    roles = {1: ("primary", "most memory together"), 2: ("context", "largest single card of the rest")}
-    role, why = roles.get(rank, ("utility", "smaller cards"))
-    card = group[0]
-    matched = (
-        f"{len(group)}× {card.name}, {_gib(card)} GiB each, compute capability {card.compute_capability}"
+def _gpu_tier(name: str, rank: int, role: str, standing: Standing) -> Tier:
+    group, why = standing
+    return Tier(
+        name=name,
+        rank=rank,
+        role=role,
+        rule=f"{described(group)}: {why}",
+        devices=tuple(card.device.id for card in group),
+        reasons={card.device.id: _reason(card, role, standing) for card in group},
     )
-    rule = f"{matched}: {why} ({_together(group) / GIB:.1f} GiB)"
-    return Tier(name=name, rank=rank, role=role, rule=rule, devices=tuple(device.id for device in group))
 
 
-def _cpu_tier(rank: int, cpus: Group) -> Tier:
-    cpus = sorted(cpus, key=_order)
+def _reason(card: Card, role: str, standing: Standing) -> str:
+    others = len(standing.group) - 1
+    plural = "s" if others > 1 else ""
+    within = f"bandwidth within {1 - NEAR:.0%}" if card.speed else "name"
+    match = f"matched with {others} other card{plural} by memory, compute capability and {within}; "
+    return f"{described([card])}: {match if others else ''}{role}: {standing.why}"
+
+
+def _cpu_tier(name: str, rank: int, cpus: Sequence[Device]) -> Tier:
     widest = next(iter(cpus[0].instruction_sets), "no vector instructions")
     amount = f"{sum(device.cores for device in cpus)} cores, {widest}"
     rule = f"no GPU: the CPU serves ({amount})" if rank == 1 else f"behind the GPUs ({amount})"
+    ids = tuple(device.id for device in sorted(cpus, key=lambda device: (device.index, device.id)))
     role = "primary" if rank == 1 else "utility"
-    return Tier(name="cpu", rank=rank, role=role, rule=rule, devices=tuple(device.id for device in cpus))
+    return Tier(name=name, rank=rank, role=role, rule=rule, devices=ids, reasons=dict.fromkeys(ids, rule))
