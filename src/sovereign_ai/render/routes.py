@@ -37,5 +37,7 @@ def render_routes(
                 created=created,
             )
             for deployment in plan.deployments
+            # Copies of a model are endpoints of one route.
+            if deployment.replica == 0
         )
     )
