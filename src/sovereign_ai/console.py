@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, TextIO
+from typing import Any, NamedTuple, Protocol, TextIO
 
 import msgspec
 from rich.cells import cell_len, set_cell_size
@@ -37,6 +37,9 @@ PLAIN_INTERVAL_S = 5.0
 
 OFF_TTY_WIDTH = 100_000
 """Characters. Off a terminal nothing is folded: a row of a table is one line, for grep and for logs."""
+
+BAR_WIDTH, BAR_WIDTH_LEAST = 48, 16
+"""Characters of a bar: at most, and where the terminal is narrow. Off a terminal: at most."""
 
 
 class Progress(Protocol):
@@ -66,6 +69,29 @@ def human_seconds(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     return f"{int(seconds // 60)} min {int(seconds % 60)} s"
+
+
+def as_json(value: Any) -> bytes:
+    """One JSON document as a person reads it, two spaces an indent."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
+
+
+class Bar(NamedTuple):
+    """A stacked bar: `shares` of the whole, one for each kind of content; the rest is free."""
+
+    label: str
+    shares: tuple[float, ...]
+    note: str = ""
+
+
+def _cells(bar: Bar, kinds: Sequence[tuple[str, str, str]], width: int) -> Text:
+    """Letters, on their color where there are colors. Never longer than `width`; the ends of the parts are
+    rounded, not their lengths, so that errors do not add up."""
+    cells, done = Text(), 0.0
+    for (letter, color, _), share in zip(kinds, bar.shares, strict=True):
+        start, done = round(done * width), min(1.0, done + max(0.0, share))
+        cells.append(letter * (round(done * width) - start), style=f"black on {color}")
+    return cells.append("·" * (width - len(cells)))
 
 
 class _Plain:
@@ -167,7 +193,7 @@ class Console:
 
     def data(self, value: Any) -> None:
         """One JSON document on standard output."""
-        sys.stdout.write(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
+        sys.stdout.write(as_json(value).decode())
         sys.stdout.flush()
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -190,6 +216,27 @@ class Console:
         for row in rows:
             cells = (set_cell_size(cell, width) for cell, width in zip(row, widths, strict=True))
             self.say("  ".join(cells).rstrip())
+
+    def bars(self, title: str, bars: Sequence[Bar], kinds: Sequence[tuple[str, str, str]]) -> None:
+        """Stacked bars of the result, one a row, and what their letters mean.
+
+        `kinds` are (letter, color, words), in the order of each bar's shares. What no bar has is not
+        explained.
+        """
+        if self.json or not bars:
+            return
+        self._out.print(Text(title, style="bold"))
+        beside = max(cell_len(bar.label) + cell_len(bar.note) for bar in bars) + 3
+        width = min(BAR_WIDTH, max(BAR_WIDTH_LEAST, self._out.width - beside))
+        label = max(cell_len(bar.label) for bar in bars)
+        for bar in bars:
+            row = Text.assemble(
+                set_cell_size(bar.label, label), " ", _cells(bar, kinds, width), "  ", bar.note
+            )
+            self._out.print(row, soft_wrap=True)
+        seen = [kind for at, kind in enumerate(kinds) if any(bar.shares[at] > 0 for bar in bars)]
+        legend = [Text.assemble((letter, f"black on {color}"), f" {words}") for letter, color, words in seen]
+        self._out.print(Text("   ").join([*legend, Text("· free")]))
 
     def error(self, error: SovereignError) -> None:
         """What was wrong, and what to do."""

@@ -34,10 +34,15 @@ app = App(
 )
 keys = App(name="keys", help="API keys of the gateway.")
 engine = App(name="engine", help="Engine environments (Triton, vLLM, torch).")
+plan_app = App(name="plan", help="Plan which model runs where.")
 app.command(keys)
 app.command(engine)
+app.command(plan_app)
 
 FactoryFile = Annotated[Path | None, Parameter(name=["--factory", "-f"], help="Your factory.yaml.")]
+InventoryFile = Annotated[
+    Path | None, Parameter(name=["--inventory", "-i"], help="A saved inventory, in place of this machine's.")
+]
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="One JSON document on standard output.")]
 
 
@@ -84,6 +89,98 @@ def up(
         raise UsageError("--host needs an address", "0.0.0.0 listens on every address of this machine")
     settings = msgspec.structs.replace(settings, gateway=msgspec.structs.replace(settings.gateway, **chosen))
     bring_up.run(settings, _paths(settings), Console(), cpu_only=cpu, detach=detach)
+
+
+@app.command
+def inventory(*, file: InventoryFile = None, save: Path | None = None, json: AsJson = False) -> None:
+    """Show every device, as the driver tells it: memory, speed, slot, health.
+
+    Parameters
+    ----------
+    save
+        Write it to this file too: it can be edited, and planned for on another machine.
+    """
+    from sovereign_ai.cli import survey
+
+    survey.show_inventory(Console(json=json), file, save)
+
+
+@app.command
+def tiers(*, factory: FactoryFile = None, file: InventoryFile = None, json: AsJson = False) -> None:
+    """Show the tiers that the devices form, and why each device is where it is."""
+    from sovereign_ai.cli import survey
+
+    settings = load_factory(factory) if factory else Factory()
+    survey.show_tiers(Console(json=json), settings, file)
+
+
+@plan_app.default
+def plan(
+    *,
+    factory: FactoryFile = None,
+    file: InventoryFile = None,
+    explain: str | None = None,
+    what_if: Annotated[tuple[str, ...], Parameter(name="--what-if")] = (),
+    without: Annotated[tuple[str, ...], Parameter(name="--without")] = (),
+    current: Path | None = None,
+    save: Path | None = None,
+    json: AsJson = False,
+) -> None:
+    """Plan which model runs on which devices, with memory and speed to expect; nothing is started.
+
+    Parameters
+    ----------
+    explain
+        Also show every option of this model that lost, and why.
+    what_if
+        Plan for another machine: "add 1x RTX 3060 12GB to NODE", "remove GPU-…".
+    without
+        Plan without this device, by UUID or the beginning of one: a card died.
+    current
+        The plan that runs now (plan.json): deployments move only where that buys more than it costs.
+    save
+        Write the plan to this file.
+    """
+    from sovereign_ai.cli import planning
+
+    settings = load_factory(factory) if factory else Factory()
+    request = planning.Request(file, current, save, explain, what_if, without)
+    planning.plan(Console(json=json), settings, _paths(settings), request)
+
+
+@plan_app.command(name="diff")
+def plan_diff(a: Path, b: Path, *, json: AsJson = False) -> None:
+    """Tell in words how two saved plans differ. Exits with 1 where they do, as diff does.
+
+    Parameters
+    ----------
+    a
+        The older plan.json.
+    b
+        The newer one.
+    """
+    from sovereign_ai.cli import planning
+
+    if planning.diff(Console(json=json), a, b):
+        sys.exit(1)
+
+
+@app.command
+def calibrate(
+    *, table: Annotated[Path | None, Parameter(name="--from")] = None, json: AsJson = False
+) -> None:
+    """Measure what this machine does, so that every later plan predicts its speed from that.
+
+    Without --from the running stack is asked: one stream, eight, and a long prompt, three times each.
+
+    Parameters
+    ----------
+    table
+        Take measured speeds from this CSV file instead (columns as in benchmarks/data/decode_points.csv).
+    """
+    from sovereign_ai.cli import calibrating
+
+    calibrating.calibrate(Console(json=json), _paths(), table)
 
 
 @app.command

@@ -9,7 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from sovereign_ai import catalog
-from sovereign_ai.cli import address, conversation, tables
+from sovereign_ai.cli import address, conversation, plan_tables, tables
+from sovereign_ai.cli.planning import plan_of
+from sovereign_ai.cli.wanted import known_model
 from sovereign_ai.config import Factory, ModelEntry, Paths, environment
 from sovereign_ai.console import Console
 from sovereign_ai.deploy import local
@@ -18,12 +20,11 @@ from sovereign_ai.engines import environment as engine_environment
 from sovereign_ai.engines.environment import EngineEnvironment
 from sovereign_ai.errors import AlreadyRunning, EngineFailed
 from sovereign_ai.gateway.ledger import Ledger
-from sovereign_ai.inventory import take_inventory
-from sovereign_ai.inventory.tiers import form_tiers
-from sovereign_ai.planner import make_plan
+from sovereign_ai.inventory import catalog_bandwidths, form_tiers, take_inventory
+from sovereign_ai.planner import wish_for
 from sovereign_ai.render import TritonProcess, render_routes, triton_processes
 from sovereign_ai.spec import Inventory, Model, Plan, Tier
-from sovereign_ai.store import Store, ensure
+from sovereign_ai.store import Store, check_reachable, ensure
 from sovereign_ai.store.manifest import Manifest
 
 FIRST_QUESTION = "What is the capital of France?"
@@ -86,9 +87,11 @@ class _Up:
             self._check()
         inventory, tiers = self._look()
         plan = self._plan(inventory, tiers, self._facts())
-        tables.show_plan(self._console, plan)
+        plan_tables.show_plan(self._console, plan, inventory)
         with self._watch.stage("engine environment"):
             kind = engine_environment.kind_for(inventory)
+            for entry in self._entries:
+                check_reachable(self._store, entry)
             engine = engine_environment.ensure(self._paths, kind, self._console)
         with self._watch.stage("models: fetch, convert, verify"):
             manifests = self._models()
@@ -104,28 +107,26 @@ class _Up:
     def _look(self) -> tuple[Inventory, tuple[Tier, ...]]:
         with self._watch.stage("inventory and tiers"):
             inventory = take_inventory(cpu_only=self._cpu_only)
-            tiers = form_tiers(inventory)
+            tiers = form_tiers(inventory, self._factory.tiers, catalog_bandwidths(inventory))
         tables.show_inventory(self._console, inventory)
         tables.show_tiers(self._console, tiers)
         return inventory, tiers
 
     def _facts(self) -> list[Model]:
-        """What is known of each model before the engine is there: from the store, or the catalog for models
-        that it describes; any other model is brought in first."""
+        """What is known of each model before the engine is there; one of which nothing is known is brought in
+        first."""
         return [self._fact(entry) for entry in self._entries]
 
     def _fact(self, entry: ModelEntry) -> Model:
-        if found := self._store.find(entry.name, entry.source):
-            return found.model
-        if entry in catalog.default_entries():
-            return catalog.default_model(entry.name)
+        if found := known_model(entry, self._store):
+            return found
         with self._watch.stage(f"model {entry.name}"):
             return ensure(self._store, entry, self._console).model
 
     def _plan(self, inventory: Inventory, tiers: Sequence[Tier], models: Sequence[Model]) -> Plan:
-        contexts = {entry.name: entry.context for entry in self._entries if entry.context is not None}
+        wishes = [wish_for(model, entry) for model, entry in zip(models, self._entries, strict=True)]
         with self._watch.stage("plan"):
-            return make_plan(inventory, tiers, models, contexts=contexts)
+            return plan_of(self._factory, self._paths, inventory, tiers, wishes)
 
     def _models(self) -> list[Manifest]:
         manifests = [ensure(self._store, entry, self._console) for entry in self._entries]

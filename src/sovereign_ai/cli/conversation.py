@@ -34,6 +34,7 @@ class Answer(msgspec.Struct, frozen=True):
     tokens: int
     seconds: float
     first_token_s: float
+    prompt_tokens: int = 0
 
     @property
     def tokens_per_second(self) -> float:
@@ -102,7 +103,7 @@ def ask(
     asked = time.monotonic()
     texts: list[str] = []
     first = last = asked
-    tokens = 0
+    tokens = prompt_tokens = 0
     for event in _events(base_url, key, body):
         for choice in event.get("choices", ()):
             if text := choice["delta"].get("content"):
@@ -112,8 +113,8 @@ def ask(
                 if on_text:
                     on_text(text)
         if usage := event.get("usage"):
-            tokens = usage["completion_tokens"]
-    return Answer("".join(texts), tokens, last - first, first - asked)
+            tokens, prompt_tokens = usage["completion_tokens"], usage.get("prompt_tokens", 0)
+    return Answer("".join(texts), tokens, last - first, first - asked, prompt_tokens)
 
 
 def _events(base_url: str, key: str, body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
