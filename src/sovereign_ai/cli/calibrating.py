@@ -14,11 +14,10 @@ import msgspec
 from sovereign_ai.catalog.releases import VllmVersion
 from sovereign_ai.catalog.speed import Constants, constants_for
 from sovereign_ai.cli import conversation
-from sovereign_ai.cli.measured import FILE, Calibration, Entry, load
+from sovereign_ai.cli.measured import FILE, Calibration, Entry, load, save
 from sovereign_ai.config import Paths
 from sovereign_ai.console import Console
 from sovereign_ai.deploy import local
-from sovereign_ai.deploy.state import write_json
 from sovereign_ai.errors import NotRunning, UsageError
 from sovereign_ai.inventory import take_inventory
 from sovereign_ai.planner import calibration, performance
@@ -50,7 +49,7 @@ def calibrate(console: Console, paths: Paths, table: Path | None) -> None:
     """Measure the running stack, or take the speeds of a table; keep the result for every later plan."""
     entries = from_table(table) if table else from_stack(console, paths)
     kept = [one for one in load(paths.home).entries if one.card not in {entry.card for entry in entries}]
-    write_json(paths.home / FILE, Calibration(entries=(*kept, *entries)))
+    save(paths.home, Calibration(entries=(*kept, *entries)))
     if console.json:
         console.data(entries)
         return
@@ -188,6 +187,10 @@ def _story(about: str, number: int) -> str:
 
 def _from_probe(probe: _Probe, model: Model, card: Card) -> Entry:
     alone, together, first, length = probe.measure()
+    if min(alone, together) <= 0:
+        raise UsageError(
+            f"`{model.name}` answers with one token: nothing can be measured", "serve another model"
+        )
     rank = cpu_rank(wish_for(model))
     context = ANSWER_TOKENS
     point = Point(

@@ -8,7 +8,8 @@ from pathlib import Path
 import msgspec
 
 from sovereign_ai.catalog.speed import Constants
-from sovereign_ai.errors import ConfigError
+from sovereign_ai.deploy.state import write_json
+from sovereign_ai.errors import ConfigError, disk_errors
 from sovereign_ai.spec import Noun
 
 FILE = "calibration.json"
@@ -42,6 +43,13 @@ def load(home: Path) -> Calibration:
         return Calibration()
     except msgspec.DecodeError as error:
         raise ConfigError(f"{path}: damaged: {error}", "measure again: sovereign calibrate") from error
+
+
+def save(home: Path, found: Calibration) -> None:
+    """Keep it for every later plan. Raises NoSpace, NoPermission."""
+    with disk_errors("saving what was measured", home):
+        home.mkdir(parents=True, exist_ok=True)
+        write_json(home / FILE, found)
 
 
 def measured(home: Path) -> Mapping[str, Constants]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from sovereign_ai.cli.tables import short_ids
 from sovereign_ai.console import Bar, Console, human_bytes
 from sovereign_ai.planner.rooms import Room, every_room, sites
-from sovereign_ai.spec import Deployment, Device, Inventory, Memory, Plan, Rejected
+from sovereign_ai.spec import Deployment, Inventory, Memory, Plan, Rejected
 
 PARTS = (
     ("W", "blue", "weights"),
@@ -25,10 +25,10 @@ PARTS = (
 def show_plan(console: Console, plan: Plan, inventory: Inventory, current: Plan | None = None) -> None:
     """All of a plan but its tiers. `current` is the plan that ran while the inventory was taken."""
     if plan.deployments:
-        devices = {(node.name, device.id): device for node in inventory.nodes for device in node.devices}
-        _show_places(console, plan, devices)
-        _show_engines(console, plan, devices)
-        _show_memory(console, plan, inventory, current)
+        rooms = {room.key: room for room in every_room(sites(inventory, plan.tiers, current=current)[0])}
+        _show_places(console, plan, rooms)
+        _show_engines(console, plan, rooms)
+        _show_memory(console, plan, rooms)
         _show_speed(console, plan)
     for missing in plan.unplaced:
         console.say(f"no place: {missing.model}: {missing.reason}", style="red")
@@ -44,15 +44,15 @@ def _name(one: Deployment) -> str:
     return one.model if one.replica == 0 else f"{one.model}/{one.replica + 1}"
 
 
-Devices = dict[tuple[str, str], Device]
-"""(node, id) → device"""
+Rooms = dict[tuple[str, str], Room]
+"""(node, id) → device, in the order of nodes and tiers"""
 
 
-def _show_places(console: Console, plan: Plan, devices: Devices) -> None:
+def _show_places(console: Console, plan: Plan, rooms: Rooms) -> None:
     rows = [
         [
             _name(one),
-            _cards(one, devices),
+            _cards(one, rooms),
             _split(one),
             one.tier,
             one.format + (", to make" if one.to_make else ""),
@@ -64,14 +64,15 @@ def _show_places(console: Console, plan: Plan, devices: Devices) -> None:
     console.table("Plan", ["model", "cards", "split", "tier", "weights", "context", "requests"], rows)
 
 
-def _cards(one: Deployment, devices: Devices) -> str:
+def _cards(one: Deployment, rooms: Rooms) -> str:
     """`2× RTX 3080`; `CPU` without a count."""
-    counts = Counter(_card(devices[one.node, name]) for name in one.devices)
+    counts = Counter(_card(rooms[one.node, name]) for name in one.devices)
     return " + ".join(name if name == "CPU" else f"{count}× {name}" for name, count in counts.items())
 
 
-def _card(device: Device) -> str:
-    return "CPU" if device.kind == "cpu" else device.name.removeprefix("NVIDIA ").removeprefix("GeForce ")
+def _card(room: Room) -> str:
+    """As reasons and options call it: the catalog's name tells an RTX 3060 12GB from one of 8."""
+    return "CPU" if room.device.kind == "cpu" else room.card.name.removeprefix("GeForce ")
 
 
 def _split(one: Deployment) -> str:
@@ -87,8 +88,8 @@ def _requests(one: Deployment) -> str:
     return f"{one.max_num_seqs} ({one.kv_tokens // one.context} full)"
 
 
-def _show_engines(console: Console, plan: Plan, devices: Devices) -> None:
-    short = short_ids([name for _, name in devices])
+def _show_engines(console: Console, plan: Plan, rooms: Rooms) -> None:
+    short = short_ids([name for _, name in rooms])
     rows = [
         [_name(one), one.node, " ".join(short[name] for name in one.devices), _engine(one), _settings(one)]
         for one in plan.deployments
@@ -113,14 +114,13 @@ def _settings(one: Deployment) -> str:
     return ", ".join(said) or "–"
 
 
-def _show_memory(console: Console, plan: Plan, inventory: Inventory, current: Plan | None) -> None:
+def _show_memory(console: Console, plan: Plan, rooms: Rooms) -> None:
     """Every device of every tier, the unused ones too."""
     held: dict[tuple[str, str], list[Memory]] = defaultdict(list)
     for one in plan.deployments:
         for name, memory in zip(one.devices, one.memories, strict=True):
             held[one.node, name].append(memory)
-    rooms = every_room(sites(inventory, plan.tiers, current=current)[0])
-    console.bars("Memory", _bars(rooms, held), PARTS)
+    console.bars("Memory", _bars(list(rooms.values()), held), PARTS)
 
 
 def _bars(rooms: Sequence[Room], held: dict[tuple[str, str], list[Memory]]) -> list[Bar]:
@@ -129,7 +129,7 @@ def _bars(rooms: Sequence[Room], held: dict[tuple[str, str], list[Memory]]) -> l
         [
             room.node,
             f"#{room.device.index}" if room.device.kind == "gpu" else "",
-            _card(room.device),
+            _card(room),
             short.get(room.id, ""),
         ]
         for room in rooms
