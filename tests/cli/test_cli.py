@@ -178,7 +178,19 @@ def test_a_home_that_is_a_file(here: Here) -> None:
 def test_without_a_verb_there_is_help(here: Here) -> None:
     done = here()
     assert done.code == 0
-    for verb in ("up", "down", "status", "chat", "logs", "keys", "engine"):
+    for verb in (
+        "up",
+        "down",
+        "inventory",
+        "tiers",
+        "plan",
+        "calibrate",
+        "status",
+        "chat",
+        "logs",
+        "keys",
+        "engine",
+    ):
         assert re.search(rf"\b{verb}\b", done.out)
     assert "supervise" not in done.out
 
@@ -316,13 +328,13 @@ def test_up_with_a_bad_factory_file_names_the_line(here: Here, tmp_path: Path) -
     assert not here.home.exists()
 
 
-def test_up_while_another_prepares(sovereign: Sovereign) -> None:
-    lock = RunLock(sovereign.paths.run)
+def test_up_while_another_prepares(here: Here) -> None:
+    lock = RunLock(here.paths.run)
     assert lock.acquire()
-    done = sovereign("up", "--cpu")
+    done = here("up", "--cpu")
     lock.release()
     assert done.code == 75
-    assert f"another `sovereign up` (pid {os.getpid()}) is preparing {sovereign.home}" in done.err
+    assert f"another `sovereign up` (pid {os.getpid()}) is preparing {here.home}" in done.err
     assert "sovereign down" in done.err
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import msgspec
+
 from sovereign_ai.render import render_routes, triton_processes
 from sovereign_ai.spec import Endpoint, Route, Routes
 from tests.render.test_triton import FOLDERS, deployment, plan
@@ -47,3 +49,18 @@ def test_a_process_serves_its_own_models_only() -> None:
 
 def test_nothing_planned_is_no_route() -> None:
     assert render_routes(plan(), (), {}, {}, created=0) == Routes(routes=())
+
+
+def test_copies_of_a_model_are_endpoints_of_one_route() -> None:
+    copies = [
+        msgspec.structs.replace(deployment("nemo", f"GPU-gpu-{at}"), replica=at - 1) for at in (1, 2, 3)
+    ]
+    planned = plan(*copies, deployment("minilm", "GPU-gpu-2", task="embed"))
+    urls = {f"triton-gpu-{at}": f"http://127.0.0.1:{4000 + at}" for at in (1, 2, 3)}
+    nemo, minilm = render_routes(planned, triton_processes(planned, FOLDERS), FOLDERS, urls, created=0).routes
+    assert [(endpoint.name, endpoint.model) for endpoint in nemo.endpoints] == [
+        ("triton-gpu-1", "nemo"),
+        ("triton-gpu-2", "nemo"),
+        ("triton-gpu-3", "nemo"),
+    ]
+    assert [endpoint.url for endpoint in minilm.endpoints] == ["http://127.0.0.1:4002"]

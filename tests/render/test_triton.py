@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
 
 from sovereign_ai.render import TritonProcess, triton_processes
@@ -75,6 +76,14 @@ def test_the_same_device_names_on_two_nodes_are_two_groups() -> None:
         plan(deployment("smol", "cpu", node="one"), deployment("smol", "cpu", node="two")), FOLDERS
     )
     assert [process.node for process in processes] == ["one", "two"]
+
+
+def test_copies_of_a_model_are_servers_of_their_own() -> None:
+    copies = [msgspec.structs.replace(deployment("smol", f"GPU-{at}"), replica=at - 1) for at in (1, 2)]
+    one, two = triton_processes(plan(*copies), FOLDERS)
+    assert (one.name, two.name) == ("triton-1", "triton-2")
+    assert one.models == two.models == ("smol",)
+    assert one.files == two.files
 
 
 def test_the_same_plan_renders_the_same() -> None:

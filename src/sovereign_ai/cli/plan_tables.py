@@ -72,7 +72,9 @@ def _cards(one: Deployment, rooms: Rooms) -> str:
 
 def _card(room: Room) -> str:
     """As reasons and options call it: the catalog's name tells an RTX 3060 12GB from one of 8."""
-    return "CPU" if room.device.kind == "cpu" else room.card.name.removeprefix("GeForce ")
+    if room.device.kind == "cpu":
+        return "CPU"
+    return room.card.name.removeprefix("NVIDIA ").removeprefix("GeForce ")
 
 
 def _split(one: Deployment) -> str:
