@@ -114,7 +114,7 @@ def test_reads_every_field(tmp_path: Path) -> None:
             ),
         ),
         planner=PlannerSettings(prefer="speed", move_cost=0.1),
-        engine=EngineSettings(release="24.12"),
+        engine=EngineSettings(release="24.12", where=f"{tmp_path}/factory.yaml:25"),
     )
 
 

@@ -126,6 +126,8 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     release: str | None = None
     """Triton release that GPUs are planned for, `YY.MM`; default: the catalog's. The CPU has a locked engine
     of its own."""
+    where: str = ""
+    """file:line of the release; set when the file is read."""
 
 
 class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -425,7 +427,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 
 
 def _conversion_hint(problem: str, steps: list[Step]) -> str:
-    if problem.startswith("Expected `str`"):
+    if problem.startswith(("Expected `str`", "Expected `str | null`")):
         return "put it in quotes"
     choices = next((_CHOICES[step] for step in steps if step in _CHOICES), ())
     if not problem.startswith("Invalid enum value") or not choices:
@@ -542,7 +544,10 @@ def _resolve_paths(document: _Document, factory: Factory) -> Factory:
         for index, tier in enumerate(factory.tiers)
     )
     storage = base / _expanded(factory.storage, document.at("storage")) if factory.storage else None
-    return msgspec.structs.replace(factory, models=models, tiers=tiers, storage=storage)
+    engine = factory.engine
+    if engine.release is not None:
+        engine = msgspec.structs.replace(engine, where=document.at("engine", "release"))
+    return msgspec.structs.replace(factory, models=models, tiers=tiers, storage=storage, engine=engine)
 
 
 def _resolve_source(base: Path, model: ModelEntry, where: str) -> ModelEntry:

@@ -5,15 +5,11 @@ import pytest
 from sovereign_ai.cli import tables
 from sovereign_ai.console import Console
 from sovereign_ai.spec import (
-    Deployment,
     Device,
     Inventory,
     Link,
-    Memory,
     Node,
     Pcie,
-    Plan,
-    Rejected,
     Tier,
 )
 
@@ -114,22 +110,6 @@ def test_uuids_are_shortened_while_they_differ() -> None:
     assert list(tables.short_ids(ids).values()) == [
         "cpu", "GPU-0a1b2c3d-11", "GPU-0a1b2c3d-12", "GPU-ffffffff-", "GPU-ffffffff",
     ]  # fmt: skip
-
-
-def test_the_plan_says_what_was_rejected_beside_the_result(capsys: pytest.CaptureFixture[str]) -> None:
-    deployment = Deployment(
-        model="smol", version="1", task="chat", engine="triton", backend="vllm", node="box", tier="cpu",
-        devices=("cpu",), context=8192, max_num_seqs=16,
-        memories=(Memory(weights_bytes=GIB, kv_cache_bytes=GIB, activation_bytes=GIB, overhead_bytes=GIB),),
-        reason="fits",
-    )  # fmt: skip
-    lost = Rejected(model="smol", option="bfloat16", reason="no bf16 units")
-    tables.show_plan(Console(), Plan(tiers=(), deployments=(deployment,), rejected=(lost,)))
-    out, err = capsys.readouterr()
-    assert out.splitlines()[2].split() == (
-        ["smol", "cpu", "cpu", "triton/vllm", "8,192", "16", "1.0", "GiB", "1.0", "GiB", "4.0", "GiB", "fits"]
-    )
-    assert err == "smol: not bfloat16: no bf16 units\n"
 
 
 def test_seconds_of_the_same_stage_are_added_up(capsys: pytest.CaptureFixture[str]) -> None:

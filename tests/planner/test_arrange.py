@@ -620,3 +620,32 @@ def test_plans_of_any_rig(there: Inventory, wishes: list[Wish], engine: str, cha
     ]
     shuffled = Inventory(nodes=tuple(chance.sample(nodes, len(nodes))))
     assert encoded(plan(shuffled, *wishes, engine=engine)) == encoded(made)
+
+
+def test_a_pinned_device_outside_of_the_wished_tier() -> None:
+    wish = Wish(model=SMOL, devices=("GPU-00000001",), tier="primary", where="factory.yaml:7")
+    with pytest.raises(ConfigError, match="insists on GPU-00000001, which is in tier `context`"):
+        plan(rig(*RIG), wish)
+    inside = Wish(model=SMOL, devices=("GPU-00000001",), tier="context")
+    assert plan(rig(*RIG), inside).deployments[0].devices == ("GPU-00000001",)
+
+
+def test_copies_behind_one_name_take_the_same_context() -> None:
+    made = plan(rig(*RIG), Wish(model=NEMO, replicas=3))
+    assert len(made.deployments) == 3
+    assert len({one.context for one in made.deployments}) == 1
+    assert len({one.engine_args["max_model_len"] for one in made.deployments}) == 1
+
+
+def test_a_quantized_deployment_says_why() -> None:
+    made = plan(rig(*RIG), Wish(model=NEMO, context=32768, tier="primary"))
+    assert re.search(
+        r"; (FP8|INT8) does not fit: the KV cache would hold 31,\d\d\d tokens", made.deployments[0].reason
+    )
+    as_given = plan(rig("RTX 3090"), Wish(model=LLAMA_3B, context=8192))
+    assert "does not fit" not in as_given.deployments[0].reason
+
+
+def test_an_embedding_model_leaves_the_large_card_alone() -> None:
+    made = plan(rig("RTX 3090", "RTX 3060 Ti"), Wish(model=MINILM))
+    assert made.deployments[0].devices == ("GPU-00000001",)

@@ -37,7 +37,10 @@ def test_on_a_cpu() -> None:
 def test_every_token_is_multiplied_with_all_but_the_table() -> None:
     there = layout(["RTX 3070"])
     speed = fits(there).speed
-    rate = COMPUTE * there.rooms[0].card.flops / (2 * (22_713_216 - 30_522 * 384))
+    facts = there.rooms[0].facts
+    assert facts is not None
+    assert facts.fp32_flops is not None, "the backend computes in float32, which no tensor core does"
+    rate = COMPUTE * facts.fp32_flops / (2 * (22_713_216 - 30_522 * 384))
     assert speed.decode_one == speed.decode_full == pytest.approx(rate, rel=1e-6)
     assert speed.ttft_s == {256: round(256 / rate, 4)}
     assert speed.prefill == round(rate)

@@ -47,7 +47,8 @@ def test_like_cards_of_several_pools_work_together() -> None:
     """Here one has the desktop; from each pool on, and no choice twice."""
     there = inventory(*(card(at, "RTX 3090", used_mib=900 * (at == 1)) for at in range(3)))
     found = [
-        [(pool.first.device.index, count) for pool, count in group] for group in like_groups(site(there).pools)  # noqa: E501
+        [(pool.first.device.index, count) for pool, count in group]
+        for group in like_groups(site(there).pools)
     ]
     assert found == [[(0, 1)], [(1, 1)], [(0, 2)], [(0, 1), (1, 1)], [(0, 2), (1, 1)]]
 

@@ -328,3 +328,14 @@ def test_a_longer_prompt_takes_longer(there: Card, shape: Shape, prompt: int, mo
     stages = [Stage(rank=rank(shape), card=there)]
     times = [performance.prefill_s(VLLM, stages, tokens) for tokens in (prompt, prompt + more)]
     assert 0 < times[0] <= times[1]
+
+
+def test_links_between_cards() -> None:
+    def stage(name: str, link: LinkKind, host: float | None = None) -> Stage:
+        there = msgspec.structs.replace(card(name), host_bytes_per_s=host)
+        return Stage(rank=rank(tp=2), card=there, link=link)
+
+    assert performance.link_bytes_per_s(stage("RTX 3090", "host")) == 6e9
+    assert performance.link_bytes_per_s(stage("RTX 3090", "host", 0.2e9)) == 0.2e9
+    assert performance.link_bytes_per_s(stage("RTX 3090", "nvlink", 0.2e9)) == 50e9
+    assert performance.link_bytes_per_s(stage("A100 SXM 80GB", "nvlink")) == 150e9

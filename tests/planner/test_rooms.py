@@ -8,8 +8,8 @@ import pytest
 from sovereign_ai.catalog.speed import constants_for
 from sovereign_ai.inventory import catalog_bandwidths, form_tiers
 from sovereign_ai.planner import rooms as planner_rooms
-from sovereign_ai.planner.rooms import GRAIN_BYTES, Site, sites
-from sovereign_ai.spec import Deployment, Inventory, Link, LinkKind, Memory, Node, Plan
+from sovereign_ai.planner.rooms import GRAIN_BYTES, Site, sites, slot_bytes_per_s
+from sovereign_ai.spec import Deployment, Inventory, Link, LinkKind, Memory, Node, Pcie, Plan
 from tests.inventory.fakes import GIB, MIB, cpu, gpu, inventory, node
 from tests.planner.models import card, rig, rooms
 
@@ -181,3 +181,14 @@ def test_the_memory_that_a_card_hides_is_the_catalogs() -> None:
     larger = msgspec.structs.replace(room.device, memory_bytes=room.device.memory_bytes + GIB)
     assert planner_rooms.cuda_total_bytes(room.facts, larger) == room.cuda_bytes + GIB
     assert planner_rooms.cuda_total_bytes(room.facts, msgspec.structs.replace(larger, memory_bytes=5)) == 1
+
+
+def test_a_riser_of_one_lane_is_a_narrow_link() -> None:
+    def slot(width: int, generation: int) -> float | None:
+        pcie = Pcie(generation=1, generation_max=generation, width=width, width_max=16)
+        return slot_bytes_per_s(msgspec.structs.replace(card(0, "RTX 3090"), pcie=pcie))
+
+    assert slot(16, 4) == pytest.approx(6.3e9, rel=0.01)
+    assert slot(1, 3) == pytest.approx(0.2e9, rel=0.02)
+    assert slot(16, 9) == slot(16, 6), "a generation that is not known yet is the newest known"
+    assert slot_bytes_per_s(msgspec.structs.replace(card(0, "RTX 3090"), pcie=None)) is None

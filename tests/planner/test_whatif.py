@@ -37,7 +37,7 @@ def test_two_cards_more(text: str) -> None:
     after = changed(THERE, [text])
     assert names(after)[2:] == ["NVIDIA GeForce RTX 3070"] * 2
     assert [device.index for device in after.devices] == [0, 1, 2, 3]
-    assert [device.id for device in after.devices][2:] == ["GPU-what-if-1", "GPU-what-if-2"]
+    assert [device.id for device in after.devices][2:] == ["GPU-new-1", "GPU-new-2"]
 
 
 def test_an_added_card_is_as_the_catalog_has_it() -> None:

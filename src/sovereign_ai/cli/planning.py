@@ -107,7 +107,10 @@ def _question(factory: Factory, paths: Paths, inventory: Inventory) -> Question:
 
 
 def engine_release(factory: Factory) -> Release:
-    return release(factory.engine.release or DEFAULT_RELEASE)
+    try:
+        return release(factory.engine.release or DEFAULT_RELEASE)
+    except ConfigError as error:
+        raise ConfigError(f"{factory.engine.where}: {error.message}", error.hint) from error
 
 
 def _make(factory: Factory, question: Question, current: Plan | None) -> Plan:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sovereign_ai.console import Console, human_bytes
-from sovereign_ai.spec import Device, Inventory, Node, Pcie, Plan, Tier
+from sovereign_ai.spec import Device, Inventory, Node, Pcie, Tier
 
 GIB = 1 << 30
 
@@ -130,28 +130,6 @@ def _short(whole: str, others: Sequence[str]) -> str:
     lengths = range(UUID_SHOWN, len(whole))
     unique = (whole[:n] for n in lengths if not any(other.startswith(whole[:n]) for other in others))
     return next(unique, whole)
-
-
-def show_plan(console: Console, plan: Plan) -> None:
-    rows = [
-        [
-            deployment.model,
-            deployment.tier,
-            ", ".join(deployment.devices),
-            f"{deployment.engine}/{deployment.backend}",
-            f"{deployment.context:,}",
-            str(deployment.max_num_seqs),
-            human_bytes(deployment.memory.weights_bytes),
-            human_bytes(deployment.memory.kv_cache_bytes),
-            human_bytes(deployment.memory.total_bytes),
-            deployment.reason,
-        ]
-        for deployment in plan.deployments
-    ]
-    columns = ["model", "tier", "devices", "engine", "context", "seqs", "weights", "KV", "total", "because"]
-    console.table("Plan", columns, rows)
-    for lost in plan.rejected:
-        console.note(f"{lost.model}: not {lost.option}: {lost.reason}")
 
 
 def show_seconds(console: Console, stages: Sequence[tuple[str, float]]) -> None:

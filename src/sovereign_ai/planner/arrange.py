@@ -204,8 +204,20 @@ def _arranged(
     from sovereign_ai.planner.solver import solve  # loads HiGHS: half a second, and only planning needs it
 
     solved = solve(problem, gap=LARGE_GAP if large else 0.0, time_limit_s=TIME_LIMIT_S)
-    chosen = _settled([_chosen(found, wishes, ways[one.option], one) for one in solved.placements], engine)
-    made = _deployments([_curved(one, engine) for one in chosen], wishes, engine)
+    crowd = Counter(device for one in solved.placements for device in one.devices)
+    chosen = _settled(
+        [
+            _chosen(found, wishes, ways[one.option], one, shared=crowd[one.devices[0]] > 1)
+            for one in solved.placements
+        ],
+        engine,
+    )
+    made = _deployments(
+        [_curved(one, engine) for one in _of_one_context(chosen)],
+        wishes,
+        engine,
+        {wish.name: tried for wish, tried in zip(wishes, found.tried, strict=True)},
+    )
     return Plan(
         tiers=(),
         deployments=made,
@@ -297,17 +309,18 @@ def _option(at: int, number: int, way: Candidate, bonus: int) -> Option:
     )
 
 
-def _chosen(found: Study, wishes: Sequence[Wish], way: Way, placement: Placement) -> Chosen:
-    """The copy on the devices that it was given: the candidate was sized on others like them."""
+def _chosen(found: Study, wishes: Sequence[Wish], way: Way, placement: Placement, *, shared: bool) -> Chosen:
+    """The copy on the devices that it was given: the candidate was sized on others like them. One that was
+    ready to share but is alone (`shared` false) has the device for itself."""
     at, number = way
     candidate = found.candidates[at][number]
-    sized = candidate.least if placement.shared or candidate.alone is None else candidate.alone
+    sized = candidate.least if shared or candidate.alone is None else candidate.alone
     assert sized is not None  # noqa: S101  what is not sized is not offered
     pools = [pool for site in found.sites for pool in site.pools]
     given = [pools[pool].rooms[place] for pool, place in placement.devices]
     rooms = sorted(given, key=lambda room: (-room.card.bandwidth, room.device.index, room.id))
     layout = msgspec.structs.replace(sized.layout, rooms=tuple(rooms))
-    return Chosen(wishes[at], msgspec.structs.replace(sized, layout=layout), placement.shared)
+    return Chosen(wishes[at], msgspec.structs.replace(sized, layout=layout), shared)
 
 
 def _settled(chosen: Sequence[Chosen], engine: Release) -> list[Chosen]:
@@ -350,13 +363,28 @@ def _on_one_gpu(group: Sequence[Chosen], engine: Release) -> list[Chosen]:
     ]
 
 
+def _of_one_context(chosen: Sequence[Chosen]) -> list[Chosen]:
+    """Copies of a model answer behind one name: what one of them cannot take, none may promise."""
+    least: dict[str, int] = {}
+    for one in chosen:
+        least[one.wish.name] = min(least.get(one.wish.name, one.fit.context), one.fit.context)
+    return [
+        one._replace(fit=msgspec.structs.replace(one.fit, context=least[one.wish.name])) for one in chosen
+    ]
+
+
 def _curved(one: Chosen, engine: Release) -> Chosen:
     if one.wish.model.task == "embed" or one.rooms[0].device.kind == "cpu":
         return one
     return one._replace(fit=with_curve(one.wish, one.fit, engine))
 
 
-def _deployments(chosen: Sequence[Chosen], wishes: Sequence[Wish], engine: Release) -> tuple[Deployment, ...]:
+def _deployments(
+    chosen: Sequence[Chosen],
+    wishes: Sequence[Wish],
+    engine: Release,
+    tried: Mapping[str, Sequence[Tried]],
+) -> tuple[Deployment, ...]:
     """In the order of the wishes; copies by node and slot."""
     order = {wish.name: at for at, wish in enumerate(wishes)}
     ranked = sorted(
@@ -370,12 +398,13 @@ def _deployments(chosen: Sequence[Chosen], wishes: Sequence[Wish], engine: Relea
     copies: Counter[str] = Counter()
     found = []
     for one in ranked:
-        found.append(_deployment(one, copies[one.wish.name], engine))
+        because = reasons.because(one.wish, one.fit, tried[one.wish.name])
+        found.append(_deployment(one, copies[one.wish.name], engine, because))
         copies[one.wish.name] += 1
     return tuple(found)
 
 
-def _deployment(one: Chosen, replica: int, engine: Release) -> Deployment:
+def _deployment(one: Chosen, replica: int, engine: Release, because: str) -> Deployment:
     fit, model = one.fit, one.wish.model
     cpu = one.rooms[0].device.kind == "cpu"
     return Deployment(
@@ -392,7 +421,7 @@ def _deployment(one: Chosen, replica: int, engine: Release) -> Deployment:
         memories=fit.memories,
         engine_args=engine_arguments(one.wish, fit, engine),
         environment={} if cpu else engine_environment(fit),
-        reason=reasons.why(one.wish, fit, shared=one.shared),
+        reason=reasons.why(one.wish, fit, shared=one.shared) + because,
         replica=replica,
         release="" if cpu else engine.name,
         vllm=str(CPU_VLLM) if cpu else engine.vllm,

@@ -16,7 +16,7 @@ from sovereign_ai.planner.cpu import least_on_cpu
 from sovereign_ai.planner.embedding import fit_embedding
 from sovereign_ai.planner.groups import Group, layouts, like_groups, mixed_groups, pinned_group
 from sovereign_ai.planner.layout import Layout
-from sovereign_ai.planner.rooms import Pool, Site
+from sovereign_ai.planner.rooms import Pool, Site, every_room
 from sovereign_ai.planner.sizing import Fit, Misfit, fit, formats_for
 from sovereign_ai.planner.wish import Wish
 from sovereign_ai.spec import Format
@@ -29,6 +29,10 @@ FIDELITY = {0: 2.5, 1: 1.25, 2: 0.0}
 speed, so that nothing is quantized that fits as it is, and nothing to 4 bit that fits in 8: 8 bit keeps 99
 to 100 % of a model's quality, 4 bit 96 to 99 % (https://arxiv.org/abs/2411.02355). A policy, not a
 measurement; `prefer: speed` leaves it out."""
+
+PROMPT_SHARE = 0.1
+"""Weight of prompt speed beside decoding in the (geometric) mean: of two that decode alike, the one that
+reads prompts faster wins."""
 
 SHARING = 0.5
 """What a copy's speed is worth on a device that it shares: two that compute at once have half of it each."""
@@ -53,6 +57,10 @@ CONTEXT = 0.03
 BASE = 2.0
 """What any way is worth, likewise: more than all costs together, or those of little worth would be told apart
 no more."""
+
+EMBEDDING_CARD = 0.4
+"""What having the largest card to itself costs an embedding model, smaller ones in proportion: twice what
+being the fastest is worth to it. It holds a gigabyte or two; large cards are for those that fill them."""
 
 SPARE = 20
 """What using no memory at all would be worth: of two equal options the smaller cards win."""
@@ -228,8 +236,11 @@ class Search:
         fits = {id(one): one for way in ways for one in (way.alone, way.least) if one}
         best = max((pace(one) for one in fits.values()), default=1.0)
         most = max((one.total_bytes for one in fits.values()), default=1)
-        alone = {key: self._value(wish, one, 1.0, best, most, weight) for key, one in fits.items()}
-        shared = {key: self._value(wish, one, SHARING, best, most, weight) for key, one in fits.items()}
+        largest = max((one.layout.rooms[0].cuda_bytes for one in fits.values()), default=1)
+        alone = {key: self._value(wish, one, 1.0, best, most, largest, weight) for key, one in fits.items()}
+        shared = {
+            key: self._value(wish, one, SHARING, best, most, largest, weight) for key, one in fits.items()
+        }
         return [
             Candidate(
                 way.uses,
@@ -241,15 +252,31 @@ class Search:
             for way in ways
         ]
 
-    def _value(self, wish: Wish, found: Fit, part: float, best: float, most: int, weight: float) -> int:
+    def _value(
+        self, wish: Wish, found: Fit, part: float, best: float, most: int, largest: int, weight: float
+    ) -> int:
+        """`part` of the speed counts, and of the card; `largest` is the largest card there is."""
         counts = part * (EMBEDDING_WEIGHT if wish.model.task == "embed" else 1.0)
         faithful = FIDELITY[fidelity(wish, found.format)] if self._prefer == "quality" else 0.0
         longer = CONTEXT * math.log2(found.context / wish.least_context) if wish.model.task == "chat" else 0.0
         mixing = MIXING if self._prefer == "quality" else MIXING_FOR_SPEED
         cards = CARD * (len(found.layout.rooms) - 1) + mixing * found.layout.mixed
+        if wish.model.task == "embed":
+            cards += part * EMBEDDING_CARD * found.layout.rooms[0].cuda_bytes / largest
         worth = SCALE * (BASE + faithful + counts * pace(found) / best + longer - cards)
         worth += SPARE * (1 - found.total_bytes / most)
         return 1 + max(0, round(weight * worth))
+
+
+def _check_pinned_tier(wish: Wish, sites: Sequence[Site]) -> None:
+    for room in every_room(sites):
+        pinned = any(room.id.startswith(name) for name in wish.devices)
+        if pinned and wish.tier not in (room.tier.name, room.tier.role):
+            raise ConfigError(
+                f"{wish.at}`{wish.name}` insists on {room.id}, which is in tier `{room.tier.name}`, "
+                f"and on tier `{wish.tier}`",
+                "leave one of the two out",
+            )
 
 
 def _allowed(site: Site, wish: Wish) -> list[Pool]:
@@ -268,7 +295,14 @@ def _alike(pools: Sequence[Pool]) -> list[list[Pool]]:
 def _kind(pool: Pool) -> tuple[object, ...]:
     """What decides how a model is set up on cards of a pool."""
     room = pool.first
-    return room.card.key, room.cuda_bytes, pool.usable_bytes, room.device.compute_capability, room.device.kind
+    return (
+        room.card.key,
+        room.card.host_bytes_per_s,
+        room.cuda_bytes,
+        pool.usable_bytes,
+        room.device.compute_capability,
+        room.device.kind,
+    )
 
 
 def _content(wish: Wish) -> tuple[object, ...]:
@@ -293,9 +327,10 @@ def fidelity(wish: Wish, form: Format) -> int:
 
 def pace(found: Fit) -> float:
     """One number for a fit's speed: the geometric mean of one stream and of the full batch, tokens a
-    second."""
+    second, and a little of prompts."""
     speed = found.speed
-    return math.sqrt(max(speed.decode_one, 1e-9) * max(speed.decode_full, 1e-9))
+    decode = math.sqrt(max(speed.decode_one, 1e-9) * max(speed.decode_full, 1e-9))
+    return float(decode ** (1 - PROMPT_SHARE) * max(speed.prefill, 1e-9) ** PROMPT_SHARE)
 
 
 def _formats(wish: Wish, layout: Layout, release: Release) -> tuple[Format, ...]:
@@ -305,11 +340,13 @@ def _formats(wish: Wish, layout: Layout, release: Release) -> tuple[Format, ...]
 
 
 def check_tier(wish: Wish, sites: Sequence[Site]) -> None:
-    """Raises ConfigError where the wish names a tier that does not exist."""
+    """Raises ConfigError where the wish names a tier that does not exist, or devices outside of it."""
     tiers = {room.tier.name: room.tier for site in sites for pool in site.pools for room in pool.rooms}
     known = {*tiers, *(tier.role for tier in tiers.values())}
-    if wish.tier is None or wish.tier in known:
-        return
+    if wish.tier is None:
+        return None
+    if wish.tier in known:
+        return _check_pinned_tier(wish, sites)
     near = difflib.get_close_matches(wish.tier, sorted(known), n=1)
     hint = f"did you mean `{near[0]}`?" if near else f"tiers here: {', '.join(sorted(known))}"
     raise ConfigError(f"{wish.at}there is no tier `{wish.tier}` for `{wish.name}`", hint)

@@ -78,7 +78,7 @@ def _arguments(name: str, a: Deployment, b: Deployment) -> list[str]:
 
 def _predictions(name: str, a: Deployment, b: Deployment) -> list[str]:
     lines = []
-    if a.speed and b.speed:
+    if a.speed and b.speed and b.task == "chat":
         for what, old, new in (
             ("alone", a.speed.decode_one, b.speed.decode_one),
             ("in full", a.speed.decode_full, b.speed.decode_full),

@@ -10,7 +10,7 @@ from sovereign_ai.planner.wish import MAX_NUM_SEQS, Wish, embedding_context, emb
 from sovereign_ai.spec import Speed
 
 COMPUTE = 0.4
-"""Part of a device's arithmetic peak that a batch of short texts reaches: an estimate."""
+"""Part of a device's float32 peak that a batch of short texts reaches: an estimate."""
 
 
 def fit_embedding(wish: Wish, layout: Layout) -> Fit | Misfit:
@@ -28,7 +28,8 @@ def fit_embedding(wish: Wish, layout: Layout) -> Fit | Misfit:
     context = embedding_context(wish)
     shape = wish.model.shape
     # Every token is multiplied with all but its own row of the embedding table; there is no head.
-    rate = COMPUTE * room.card.flops / (2.0 * max(1, shape.parameters - shape.vocabulary * shape.hidden))
+    flops = (room.facts.fp32_flops if room.facts else None) or room.card.flops
+    rate = COMPUTE * flops / (2.0 * max(1, shape.parameters - shape.vocabulary * shape.hidden))
     return Fit(
         layout=layout,
         format="float32",

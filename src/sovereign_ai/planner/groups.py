@@ -30,7 +30,7 @@ def like_groups(pools: Sequence[Pool], most: int | None = None) -> Iterator[Grou
 
     Pools of one kind differ by what their cards have free, by bridges, or by who holds them now. A group
     takes cards from neighbouring pools, beginning at each of them; not every choice among equal cards is
-    one of its own. """
+    one of its own."""
     limit = min(sum(len(pool.rooms) for pool in pools), MOST_CARDS, most or MOST_CARDS)
     order = {id(pool): at for at, pool in enumerate(pools)}
     found: dict[tuple[tuple[int, int], ...], Group] = {}

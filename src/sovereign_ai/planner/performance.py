@@ -35,6 +35,15 @@ ECC_SHARE = 15 / 16
 their memory too (23,034 of 24,576 MiB). Without it an A40 and an L40S are predicted 8 and 7 % too fast,
 with it 2."""
 
+SWITCHED_BYTES_PER_S = 150e9
+"""The same over NVLink of data-centre cards with HBM, mostly switched: an estimate between the 50 of a
+bridge and the 329 GB/s bus bandwidth that two H100 reach with a gigabyte."""
+
+PCIE_LANE_BYTES_PER_S = {1: 0.25e9, 2: 0.5e9, 3: 0.985e9, 4: 1.97e9, 5: 3.94e9, 6: 7.56e9}
+HOST_SHARE = 0.2
+"""Bytes a second of one PCIe lane by generation, and the part of a slot that an all-reduce through host
+memory reaches: 6 GB/s of the 31.5 of a 4.0 x16 slot."""
+
 PROMPT_LENGTHS = (512, 2048, 8192)
 """Prompt lengths, in tokens, that time to first token is told for."""
 
@@ -50,7 +59,8 @@ of benchmarks/data/vllm_speed_points.csv); bandwidths, and peer-to-peer, are est
 
 class Card(Noun, frozen=True, kw_only=True):
     """One device as the roofline sees it: bytes/s and operations/s at their peak. `constants` were measured
-    on this very card and win over the engine's own."""
+    on this very card and win over the engine's own. Links to other cards in bytes/s: through the host
+    (None: as usual), and over NVLink."""
 
     name: str
     kind: MemoryKind
@@ -60,6 +70,8 @@ class Card(Noun, frozen=True, kw_only=True):
     low_ops: float | None = None
     low_formats: frozenset[Format] = frozenset()
     constants: Constants | None = None
+    host_bytes_per_s: float | None = None
+    bridge_bytes_per_s: float = LINK_BYTES_PER_S["nvlink"]
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -91,6 +103,7 @@ def gpu_card(facts: GpuFacts) -> Card:
         flops=facts.fp16_flops_fp32_accumulate or facts.fp32_flops or 1e12,
         low_ops=facts.int8_ops,
         low_formats=frozenset(native),
+        bridge_bytes_per_s=SWITCHED_BYTES_PER_S if facts.hbm else LINK_BYTES_PER_S["nvlink"],
     )
 
 
@@ -106,6 +119,10 @@ def slowest(cards: Sequence[Card]) -> Card:
         low_ops=min((card.low_ops or 0.0 for card in cards), default=0.0) or None,
         low_formats=frozenset.intersection(*(card.low_formats for card in cards)),
         constants=first.constants,
+        host_bytes_per_s=min(
+            (card.host_bytes_per_s for card in cards if card.host_bytes_per_s), default=None
+        ),
+        bridge_bytes_per_s=min(card.bridge_bytes_per_s for card in cards),
     )
 
 
@@ -195,8 +212,17 @@ def all_reduces_s(stage: Stage, tokens: float) -> float:
     if rank.tp == 1:
         return 0.0
     size = tokens * rank.shape.hidden * rank.width * 2 * (rank.tp - 1) / rank.tp
-    one = LINK_LATENCY_S[stage.link] * math.log2(rank.tp) + size / LINK_BYTES_PER_S[stage.link]
+    one = LINK_LATENCY_S[stage.link] * math.log2(rank.tp) + size / link_bytes_per_s(stage)
     return 2 * rank.depth * one
+
+
+def link_bytes_per_s(stage: Stage) -> float:
+    """What an all-reduce reaches between the ranks of a stage: no more than the narrowest slot lets
+    through."""
+    if stage.link == "nvlink":
+        return stage.card.bridge_bytes_per_s
+    usual = LINK_BYTES_PER_S[stage.link]
+    return min(usual, stage.card.host_bytes_per_s or usual)
 
 
 def decode_one(constants: Constants, stages: Sequence[Stage], context: float) -> float:

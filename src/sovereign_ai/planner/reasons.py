@@ -42,17 +42,34 @@ def why(wish: Wish, fit: Fit, *, shared: bool) -> str:
     if wish.model.task == "embed":
         return f"{NAMES[fit.format]} on {fit.layout.cards}{beside}"
     alone, full = fit.speed.decode_one, fit.speed.decode_full
-    speed = f"{alone:.0f} tokens/s alone, {full:.0f} with {fit.speed.batch} streams"
+    speed = f"{alone:,.0f} tokens/s alone, {full:,.0f} with {fit.speed.batch} streams"
     return f"{NAMES[fit.format]} on {fit.layout.cards}{beside}: {speed}, KV cache of {fit.kv_tokens:,} tokens"
 
 
 def _why_cpu(wish: Wish, fit: Fit) -> str:
     if wish.model.task == "embed":
         return "no GPU: the CPU serves, in float32"
-    return (
-        "no GPU: the CPU serves, in float32 (bfloat16 is 4 to 8 times slower without bfloat16 units); "
-        f"the KV cache of {gib(fit.kv_bytes)} holds {fit.kv_tokens} tokens"
-    )
+    cache = f"the KV cache of {gib(fit.kv_bytes)} holds {fit.kv_tokens:,} tokens"
+    return f"no GPU: the CPU serves, in float32; {cache}"
+
+
+def because(wish: Wish, fit: Fit, tried: Sequence[Tried]) -> str:
+    """Why the weights are quantized: what hindered the next more faithful format on the same cards. Empty
+    where they are as given."""
+    mine = fidelity(wish, fit.format)
+    alike = [
+        one
+        for one in tried
+        if isinstance(one.result, Misfit)
+        and fidelity(wish, one.format) < mine
+        and (one.layout.cards, one.layout.tp, one.layout.pp)
+        == (fit.layout.cards, fit.layout.tp, fit.layout.pp)
+    ]
+    if not alike:
+        return ""
+    nearest = max(alike, key=lambda one: fidelity(wish, one.format))
+    assert isinstance(nearest.result, Misfit)  # noqa: S101  only misfits are looked at
+    return f"; {NAMES[nearest.format]} does not fit: {nearest.result.reason}"
 
 
 class Taken(NamedTuple):
@@ -194,7 +211,8 @@ def _ways_out(wish: Wish, tried: Sequence[Tried]) -> str:
     misfit = closest.result if closest and isinstance(closest.result, Misfit) else None
     if misfit is not None and misfit.too_slow is not None:
         ways.append(f"ask for at most {misfit.too_slow:.0f} tokens/s")
-    if wish.least_context > 2048 and wish.model.task == "chat":
+    helps = misfit is None or misfit.context_helps
+    if helps and wish.least_context > 2048 and wish.model.task == "chat":
         ways.append(f"ask for a smaller context than {wish.least_context}")
     if wish.formats or wish.tier or wish.devices:
         ways.append("drop its `quantization`, `tier` or `devices`, which leave out what might fit")

@@ -10,7 +10,7 @@ import msgspec
 
 from sovereign_ai.catalog.gpus import GpuFacts, gpu_facts
 from sovereign_ai.catalog.speed import Constants
-from sovereign_ai.planner.performance import CLOCK_HZ, Card, gpu_card
+from sovereign_ai.planner.performance import CLOCK_HZ, HOST_SHARE, PCIE_LANE_BYTES_PER_S, Card, gpu_card
 from sovereign_ai.spec import Device, Inventory, Link, LinkKind, Node, Noun, Plan, Tier
 
 GRAIN_BYTES = 64 << 20
@@ -162,11 +162,20 @@ def _room(node: Node, device: Device, tier: Tier, warnings: dict[str, None], hel
         node=node.name,
         tier=tier,
         device=device,
-        card=gpu_card(facts),
+        card=msgspec.structs.replace(gpu_card(facts), host_bytes_per_s=slot_bytes_per_s(device)),
         cuda_bytes=total,
         usable_bytes=max(0, total - others),
         facts=facts,
     )
+
+
+def slot_bytes_per_s(device: Device) -> float | None:
+    """What an all-reduce through host memory gets of the card's slot: the lanes that are there, at the
+    generation that it reaches under load. A riser of one lane is what makes a rig of many cards slow."""
+    if device.pcie is None:
+        return None
+    lane = PCIE_LANE_BYTES_PER_S.get(device.pcie.generation_max, PCIE_LANE_BYTES_PER_S[6])
+    return HOST_SHARE * lane * device.pcie.width
 
 
 def _with_measured(room: Room, measured: Mapping[str, Constants]) -> Room:
@@ -204,6 +213,7 @@ def _pools(node: Node, rooms: Sequence[Room], holders: Mapping[tuple[str, str], 
             room.cuda_bytes,
             room.usable_bytes // GRAIN_BYTES,
             room.card.key,
+            room.card.host_bytes_per_s,
             islands.get(room.id, ""),
             holders.get(room.key, ""),
         )

@@ -69,11 +69,13 @@ class Fit(Noun, frozen=True, kw_only=True):
 
 class Misfit(Noun, frozen=True, kw_only=True):
     """Why not. `missing_bytes`: how much more memory the tightest device would need, where that is the
-    reason; `too_slow`: the tokens a second that it would have, where they are."""
+    reason; `too_slow`: the tokens a second that it would have, where they are. `context_helps`: a smaller one
+    could mend it."""
 
     reason: str
     missing_bytes: int | None = None
     too_slow: float | None = None
+    context_helps: bool = True
 
 
 def formats_for(wish: Wish, capability: str, release: Release) -> tuple[Format, ...]:
@@ -343,7 +345,7 @@ class _Draft:
         missing = max(1, self._least(rank) - budget)
         if weights > budget:
             reason = f"{gib2(weights)} of weights{each}, {gib(room.cuda_bytes)} in all, {gib(budget)} usable"
-            return Misfit(reason=reason, missing_bytes=missing)
+            return Misfit(reason=reason, missing_bytes=missing, context_helps=False)
         compute = memory.activation_bytes(rank) + memory.inside_bytes(rank)
         compute += memory.weights_bytes(rank) - weights
         needed = self._context * self._wish.concurrency

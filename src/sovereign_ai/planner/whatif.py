@@ -78,7 +78,7 @@ def _add(inventory: Inventory, facts: GpuFacts, count: int, name: str) -> Invent
     gpus = [device for device in node.devices if device.kind == "gpu"]
     first = max((device.index for device in gpus), default=-1) + 1
     taken = {device.id for device in inventory.devices}
-    ids = (f"GPU-what-if-{number}" for number in range(1, len(taken) + count + 1))
+    ids = (f"GPU-new-{number}" for number in range(1, len(taken) + count + 1))
     new = [one for one in ids if one not in taken][:count]
     added = [_device(facts, one, first + at) for at, one in enumerate(new)]
     nodes[name] = msgspec.structs.replace(node, devices=(*gpus, *added))

@@ -30,22 +30,28 @@ def triton_processes(plan: Plan, folders: Mapping[str, str]) -> tuple[TritonProc
         return deployment.node, deployment.devices
 
     ordered = sorted(plan.deployments, key=group)
+    several = len({deployment.node for deployment in ordered}) > 1
     return tuple(
-        _process(node, devices, tuple(members), folders)
+        _process(node, devices, tuple(members), folders, f"{node}-" if several else "")
         for (node, devices), members in groupby(ordered, group)
     )
 
 
 def _process(
-    node: str, devices: tuple[str, ...], members: tuple[Deployment, ...], folders: Mapping[str, str]
+    node: str,
+    devices: tuple[str, ...],
+    members: tuple[Deployment, ...],
+    folders: Mapping[str, str],
+    prefix: str,
 ) -> TritonProcess:
+    """`prefix` tells the nodes apart: every CPU is called `cpu`."""
     files: dict[str, str] = {}
     for member in members:
         files[f"{member.model}/config.pbtxt"] = triton.config_pbtxt(member)
         files[f"{member.model}/1/model.json"] = triton.model_json(member, folders[member.model])
     label = "-".join(device.lower().removeprefix("gpu-")[:8] for device in devices)
     return TritonProcess(
-        name=f"triton-{label}",
+        name=f"triton-{prefix}{label}",
         node=node,
         devices=devices,
         models=tuple(member.model for member in members),
