@@ -26,7 +26,7 @@ from sovereign_ai.inventory import catalog_bandwidths, form_tiers, load_inventor
 from sovereign_ai.planner import Wish, make_plan
 from sovereign_ai.planner.embedding import fit_embedding
 from sovereign_ai.planner.layout import Layout
-from sovereign_ai.planner.rooms import Room, every_room, sites
+from sovereign_ai.planner.rooms import Room, Site, every_room, sites
 from sovereign_ai.planner.sizing import Fit, Misfit, fit, formats_for
 from sovereign_ai.spec import Deployment
 from sovereign_ai.store import Store
@@ -51,8 +51,8 @@ class Row(NamedTuple):
     ours_full: float | None
 
 
-def rule_layout(wish: Wish, free: Sequence[Room]) -> Layout | None:
-    """The cards that the rule takes."""
+def rule_layout(wish: Wish, free: Sequence[Room], where: Sequence[Site]) -> Layout | None:
+    """The cards that the rule takes, over the links that they have."""
     need = FACTOR * 2 * wish.model.shape.parameters + EXTRA_BYTES
     ordered = sorted(free, key=lambda room: (-room.device.memory_bytes, room.node, room.device.index))
     for room in ordered:
@@ -63,7 +63,10 @@ def rule_layout(wish: Wish, free: Sequence[Room]) -> Layout | None:
         for count in range(2, len(cards) + 1):
             together = SHARE * sum(room.device.memory_bytes for room in cards[:count])
             if together >= need and wish.model.shape.heads % count == 0:
-                return Layout(rooms=tuple(cards[:count]), tp=count)
+                link = next(site for site in where if site.node == node).link(
+                    room.id for room in cards[:count]
+                )
+                return Layout(rooms=tuple(cards[:count]), tp=count, link=link)
     return None
 
 
@@ -76,11 +79,12 @@ def evaluate(example: Path) -> Iterator[Row]:
     )
     engine = release(factory.engine.release or DEFAULT_RELEASE)
     plan = make_plan(inventory, tiers, wishes, engine=engine, settings=factory.planner)
-    free = list(every_room(sites(inventory, tiers)[0]))
+    where = sites(inventory, tiers)[0]
+    free = list(every_room(where))
     for wish in wishes:
         mine = [one for one in plan.deployments if one.model == wish.name]
         for copy in range(wish.replicas):
-            layout = rule_layout(wish, free)
+            layout = rule_layout(wish, free, where)
             if layout is not None and layout.rooms[0].device.kind == "gpu":
                 free = [room for room in free if room not in layout.rooms]
             ours = mine[copy] if copy < len(mine) else None

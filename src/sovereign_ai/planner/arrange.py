@@ -155,7 +155,7 @@ def make_plan(
             measured=measured,
             mixing=mixing,
         )
-        made = _arranged(found, wishes, engine, settings, current)
+        made = _arranged(found, wishes, engine, settings, current, scarce=mixing)
         if not made.unplaced:
             break
     assert made is not None  # noqa: S101  the loop has run
@@ -192,15 +192,23 @@ def _warnings(inventory: Inventory, made: Plan, engine: Release) -> list[str]:
 
 
 def _arranged(
-    found: Study, wishes: Sequence[Wish], engine: Release, settings: PlannerSettings, current: Plan | None
+    found: Study,
+    wishes: Sequence[Wish],
+    engine: Release,
+    settings: PlannerSettings,
+    current: Plan | None,
+    *,
+    scarce: bool,
 ) -> Plan:
+    """`scarce`: not everybody had a place before. Among many cards sharing is looked at only then: it costs
+    half the speed, and offering it everywhere makes the choice several times as large."""
     if not found.sites:
         raise PlanError("no device is in any tier", "see what each says of itself: sovereign inventory")
     impossible = [at for at, ways in enumerate(found.candidates) if not ways]
     if impossible:
         raise reasons.nothing_fits([(wishes[at], found.tried[at]) for at in impossible])
-    problem, ways = _problem(found, wishes, settings, current)
-    large = sum(pool.count for pool in problem.pools) > LARGE
+    large = sum(len(pool.rooms) for site in found.sites for pool in site.pools) > LARGE
+    problem, ways = _problem(found, wishes, settings, current, sharing=scarce or not large)
     from sovereign_ai.planner.solver import solve  # loads HiGHS: half a second, and only planning needs it
 
     solved = solve(problem, gap=LARGE_GAP if large else 0.0, time_limit_s=TIME_LIMIT_S)
@@ -255,7 +263,12 @@ Way = tuple[int, int]
 
 
 def _problem(
-    found: Study, wishes: Sequence[Wish], settings: PlannerSettings, current: Plan | None
+    found: Study,
+    wishes: Sequence[Wish],
+    settings: PlannerSettings,
+    current: Plan | None,
+    *,
+    sharing: bool = True,
 ) -> tuple[Problem, list[Way]]:
     pools = [pool for site in found.sites for pool in site.pools]
     largest = max((wish.share for wish in wishes), default=1.0)
@@ -271,7 +284,8 @@ def _problem(
             rooms = [room for pool, count in way.uses for room in pools[pool].rooms[:count]]
             whole = all(count == len(pools[pool].rooms) for pool, count in way.uses)
             here = (wish.name, rooms[0].node, frozenset(room.id for room in rooms), way.fit.format)
-            options.append(_option(at, number, way, bonus if whole and here in held else 0))
+            offered = way if sharing or way.alone is None else way._replace(shared_score=None)
+            options.append(_option(at, number, offered, bonus if whole and here in held else 0))
             ways.append((at, number))
     return (
         Problem(
