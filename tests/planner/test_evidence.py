@@ -322,3 +322,23 @@ def test_rows_of_the_tables_that_are_used() -> None:
     points, skipped = decode_points(table("decode_points.csv"))
     assert (len(cases) >= 20, len(left) <= 6) == (True, True)
     assert (len(points), len(skipped)) == (344, 2)
+
+
+def test_a_kv_cache_of_eight_bit_is_told_by_its_tokens() -> None:
+    assert case(kv_bytes_per_token_per_gpu="6144").ranks[0].kv_width == 1
+    assert case(kv_bytes_per_token_per_gpu="12288").ranks[0].kv_width == 2
+
+
+def test_v1_computes_longer_steps_on_large_cards() -> None:
+    steps = {
+        gpu: case(gpu=gpu, cuda_total_gib="79.1", vllm="0.9.0", max_num_batched_tokens="")
+        .ranks[0]
+        .batched_tokens
+        for gpu in ("H100 80GB", "A100 80GB")
+    }
+    assert steps == {"H100 80GB": 8192, "A100 80GB": 2048}
+
+
+def test_a_label_of_several_cards_is_still_the_card() -> None:
+    """Compute capability 7.5 has no V1 before it was the only engine."""
+    assert not case(gpu="T4 x2", vllm="0.9.0").ranks[0].v1

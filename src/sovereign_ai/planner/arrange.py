@@ -13,12 +13,13 @@ import msgspec
 from sovereign_ai.catalog.releases import DEFAULT_RELEASE, Release, release
 from sovereign_ai.catalog.speed import Constants
 from sovereign_ai.config import PlannerSettings
-from sovereign_ai.errors import ConfigError, PlanError
+from sovereign_ai.errors import PlanError
 from sovereign_ai.planner import reasons
 from sovereign_ai.planner.arguments import engine_arguments, engine_environment
 from sovereign_ai.planner.candidates import SCALE, Candidate, Search, Tried, check_tier
 from sovereign_ai.planner.cpu import CPU_VLLM, cpu_fit, need, settle
 from sovereign_ai.planner.packing import Demand, Option, Placement, Pool, Problem
+from sovereign_ai.planner.pins import resolve_pins
 from sovereign_ai.planner.rooms import NOTHING_MEASURED, Room, Site, sites
 from sovereign_ai.planner.sizing import MARGIN_BYTES, Fit, enlarge, is_made, with_curve
 from sovereign_ai.planner.wish import Wish
@@ -82,47 +83,6 @@ def study(
         candidates.append(found)
         tried.append(looked_at)
     return Study(where, warnings, candidates, tried)
-
-
-def resolve_pins(inventory: Inventory, wishes: Sequence[Wish]) -> dict[str, frozenset[tuple[str, str]]]:
-    """(node, device) of the devices that wishes insist on.
-
-    Raises ConfigError for a device that does not exist or is not unique, for devices of two nodes, and for a
-    device that two wishes want, unless both want it alone and can share it.
-    """
-    known = [(node.name, device.id) for node in inventory.nodes for device in node.devices]
-    found: dict[str, frozenset[tuple[str, str]]] = {}
-    takers: dict[tuple[str, str], Wish] = {}
-    for wish in wishes:
-        if not wish.devices:
-            continue
-        keys = frozenset(_resolve(wish, name, known) for name in wish.devices)
-        if len({node for node, _ in keys}) > 1:
-            raise ConfigError(
-                f"{wish.at}the devices of `{wish.name}` are on different nodes",
-                "one deployment runs on one node",
-            )
-        for key in sorted(keys):
-            other = takers.setdefault(key, wish)
-            if other is not wish and not len(keys) == len(found[other.name]) == 1:
-                raise ConfigError(
-                    f"{wish.at}`{wish.name}` and `{other.name}` both insist on {key[1]}",
-                    "give it to one of them",
-                )
-        found[wish.name] = keys
-    return found
-
-
-def _resolve(wish: Wish, name: str, known: Sequence[tuple[str, str]]) -> tuple[str, str]:
-    exact = [key for key in known if key[1] == name]
-    near = exact or [key for key in known if key[1].startswith(name)]
-    if len(near) == 1:
-        return near[0]
-    if not near:
-        raise ConfigError(
-            f"{wish.at}there is no device `{name}` for `{wish.name}`", "sovereign inventory lists the devices"
-        )
-    raise ConfigError(f"{wish.at}`{name}` begins the names of {len(near)} devices", "write more of it")
 
 
 def make_plan(

@@ -32,9 +32,17 @@ LONG_CONTEXT = 32768
 CHUNK_EARLY, CHUNK = 512, 2048
 """Its step of then: 512 tokens at first, 2,048 since 0.6.6 and in V1's server."""
 
+LARGE_CARD_GIB, LARGE_CHUNK = 70, 8192
+"""V1's server computes longer steps on cards from this memory on, A100s excepted
+(vllm/engine/arg_utils.py)."""
+
+LABEL_NOISE = re.compile(r"\bx ?\d+\b|\bWSL2?\b|\(.*?\)", re.IGNORECASE)
+"""What labels of machines say beside the card's name."""
+
 FORMATS: tuple[tuple[str, Format], ...] = (
     (r"bnb|nf4", "bnb4"),
     (r"awq|wna16", "awq"),
+    (r"gptq.?(int)?8|8.?bit", "int8"),
     (r"gptq", "gptq"),
     (r"w4a16|int4|q4|4\.\dbpw|4.?bit", "w4a16"),
     (r"fp8|w8a16", "fp8"),
@@ -131,7 +139,7 @@ def _case(row: Row, label: str, shape: Shape, kind: Format, total: float, versio
             return default
         return value
 
-    facts = find_gpu(row["gpu"])
+    facts = find_gpu(LABEL_NOISE.sub(" ", row["gpu"]))
     v1 = version.runs_v1(facts.compute_capability if facts else "8.0")
     context = int(stated("max_model_len", shape.context_max))
     batched = number(row.get("max_num_batched_tokens"))
@@ -140,15 +148,19 @@ def _case(row: Row, label: str, shape: Shape, kind: Format, total: float, versio
         # guess.
         batched = CHUNK
     tp = int(number(row.get("tp")) or 1)
+    large = total >= LARGE_CARD_GIB and "A100" not in row["gpu"].upper()
     rank = Rank(
         shape=shape,
         format=kind,
         vllm=version,
         v1=v1,
         tp=tp,
-        batched_tokens=int(batched or _default_batched(version, v1, context)),
+        batched_tokens=int(batched or _default_batched(version, v1, context, large=large)),
         max_num_seqs=int(stated("max_num_seqs", DEFAULT_SEQS)),
         eager=row.get("enforce_eager") == "y",
+    )
+    rank = msgspec.structs.replace(
+        rank, kv_width=_kv_width(rank, number(row.get("kv_bytes_per_token_per_gpu")))
     )
     utilization = stated("gpu_memory_utilization", DEFAULT_UTILIZATION)
     observed = _observed_tokens(row)
@@ -165,9 +177,18 @@ def _case(row: Row, label: str, shape: Shape, kind: Format, total: float, versio
     )
 
 
-def _default_batched(version: VllmVersion, v1: bool, context: int) -> int:
+def _kv_width(rank: Rank, stated_bytes: float | None) -> int:
+    """Bytes of a number in the KV cache: 1 where a token is stated to take half of what 16 bit would."""
+    usual = memory.rank_kv_bytes_per_token(rank)
+    return 1 if stated_bytes and abs(stated_bytes / usual - 0.5) < KV_TOLERANCE else rank.kv_width
+
+
+KV_TOLERANCE = 0.02
+
+
+def _default_batched(version: VllmVersion, v1: bool, context: int, *, large: bool) -> int:
     if v1:
-        return CHUNK
+        return LARGE_CHUNK if large else CHUNK
     if context <= LONG_CONTEXT:
         return max(context, CHUNK)
     return CHUNK if version >= VllmVersion.parse("0.6.6") else CHUNK_EARLY
