@@ -87,6 +87,7 @@ class Node(Noun, frozen=True, kw_only=True):
     cores: int
     memory_bytes: int
     memory_free_bytes: int
+    cpu: str = ""
     driver_version: str | None = None
     links: tuple[Link, ...] = ()
 

@@ -50,7 +50,7 @@ def test_the_inventory_shows_what_each_device_can_do(capsys: pytest.CaptureFixtu
     cpu = device(cores=2, instruction_sets=("avx2",))
     tables.show_inventory(Console(), box(cpu, CARD))
     lines = shown(capsys)
-    assert lines[2] == ["box", "2", "1.0", "GiB", "1.0", "GiB", "–", "–"]
+    assert lines[2] == ["box", "–", "2", "1.0", "GiB", "1.0", "GiB", "–", "–"]
     assert lines[3] == ["Inventory"]
     assert lines[5] == ["box", "cpu", "EPYC", "8.0", "1.0", "7.0", "2", "cores,", "avx2", "–", "ok"]
     assert lines[6] == ["box", "3", "RTX", "3080", "8.0", "1.0", "5.0", "8.6", "760", "ok"]

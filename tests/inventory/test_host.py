@@ -172,3 +172,8 @@ def test_parsers_take_any_text(text: str) -> None:
     parse_reclaimable(text)
     with pytest.raises(InventoryError):
         parse_meminfo(text)
+
+
+def test_a_quota_with_a_separator_behind_it() -> None:
+    """Python counts the unit separator as white space to strip, but not as white space around a number."""
+    assert parse_cfs_quota("150000\x1f", "100000\x1f") == 1.5

@@ -21,6 +21,7 @@ def show_inventory(console: Console, inventory: Inventory) -> None:
     nodes = [
         [
             node.name,
+            node.cpu or "–",
             str(node.cores),
             human_bytes(node.memory_bytes),
             human_bytes(node.memory_free_bytes),
@@ -29,7 +30,7 @@ def show_inventory(console: Console, inventory: Inventory) -> None:
         ]
         for node in inventory.nodes
     ]
-    console.table("Nodes", ["node", "cores", "memory", "free", "driver", "links"], nodes)
+    console.table("Nodes", ["node", "CPU", "cores", "memory", "free", "driver", "links"], nodes)
     columns = ["node", "#", "name", "GiB", "usable", "in use", "compute", "GB/s", "health"]
     console.table("Inventory", columns, [_ability(node, device) for node, device in _pairs(inventory)])
     for node, device in _pairs(inventory):

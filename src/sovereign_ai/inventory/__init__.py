@@ -28,6 +28,7 @@ def _node(host: Host, gpus: Gpus) -> Node:
         cores=host.cores,
         memory_bytes=host.memory_bytes,
         memory_free_bytes=host.memory_free_bytes,
+        cpu=host.cpu_name,
         driver_version=gpus.driver_version,
         links=gpus.links,
     )

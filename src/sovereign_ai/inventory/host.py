@@ -94,7 +94,8 @@ def parse_cfs_quota(quota: str, period: str) -> float | None:
 
 
 def _cores(quota: str, period: str) -> float | None:
-    if not quota.strip().isdecimal() or not period.strip().isdecimal() or not int(period):
+    quota, period = quota.strip(), period.strip()
+    if not quota.isdecimal() or not period.isdecimal() or not int(period):
         return None
     return int(quota) / int(period)
 
