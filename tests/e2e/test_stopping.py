@@ -202,12 +202,13 @@ def test_a_truncated_gguf_is_refused(prepared: Stack, tmp_path: Path) -> None:
 def test_a_model_that_triton_cannot_load(
     prepared: Stack, tmp_path: Path, first_up: tuple[Stack, str]
 ) -> None:
-    """A config that vLLM refuses: the line of the log that says why, the log's path, and all is stopped."""
+    """A config that vLLM refuses and nothing before it: the line of the log that says why, the log's path,
+    and all is stopped."""
     folder = tmp_path / "odd"
     shutil.copytree(model_folder(first_up[0], "smollm2-135m"), folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").chmod(0o644)
-    (folder / "config.json").write_text(json.dumps({**config, "num_key_value_heads": 2}))
+    (folder / "config.json").write_text(json.dumps({**config, "hidden_act": "tanh"}))
     (tmp_path / "factory.yaml").write_text(
         "storage: store\nmodels:\n  - name: odd\n    source: file:odd\n    context: 256\n"
     )
