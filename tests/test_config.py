@@ -127,7 +127,8 @@ def test_reads_every_field(tmp_path: Path) -> None:
         ("min_tokens_per_s: -1", "min_tokens_per_s -1 is not 0 or more"),
         ("replicas: 0", "replicas 0 is not between 1 and 1000"),
         ("replicas: 100000", "replicas 100000 is not between 1 and 1000"),
-        ("concurrency: 0", "concurrency 0 is not 1 or more"),
+        ("concurrency: 0", "concurrency 0 is not between 1 and 10000"),
+        ("concurrency: 1000000000", "concurrency 1000000000 is not between 1 and 10000"),
         ("devices: [GPU-1, GPU-1]", "devices names a device twice"),
     ],
 )

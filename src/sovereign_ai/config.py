@@ -38,6 +38,7 @@ MIN_CONTEXT = 16
 """Tokens. Below this a chat template alone leaves no room for an answer."""
 
 MAX_REPLICAS = 1000
+MAX_CONCURRENCY = 10_000
 MAX_PRIORITY = 100
 """Bounds against a slip of the finger; no rig comes near them."""
 
@@ -476,8 +477,8 @@ def _check_wish(document: _Document, index: int, model: ModelEntry) -> None:
         refuse("min_tokens_per_s", f"{model.min_tokens_per_s:g} is not 0 or more")
     if not 1 <= model.replicas <= MAX_REPLICAS:
         refuse("replicas", f"{model.replicas} is not between 1 and {MAX_REPLICAS}")
-    if model.concurrency < 1:
-        refuse("concurrency", f"{model.concurrency} is not 1 or more")
+    if not 1 <= model.concurrency <= MAX_CONCURRENCY:
+        refuse("concurrency", f"{model.concurrency} is not between 1 and {MAX_CONCURRENCY}")
     if len(set(model.devices)) < len(model.devices):
         refuse("devices", "names a device twice")
     if model.devices and model.replicas > 1:

@@ -316,7 +316,7 @@ def test_a_pin_to_a_card_that_died(desk: Desk) -> None:
         ("priority: -1", "priority -1 is not between 1 and 100"),
         ("share: -0.5", "share -0.5 is not above 0"),
         ("min_tokens_per_s: -1", "min_tokens_per_s -1 is not 0 or more"),
-        ("concurrency: -1", "concurrency -1 is not 1 or more"),
+        ("concurrency: -1", "concurrency -1 is not between 1 and 10000"),
         ("replicas: -1", "replicas -1 is not between 1 and 1000"),
     ],
 )

@@ -30,6 +30,9 @@ LARGE = 64
 
 LARGE_GAP = 0.01
 
+LEAST_WEIGHT = 0.001
+"""Of the model with the largest share: below it, scores could no longer tell good from bad."""
+
 TIME_LIMIT_S = 20.0
 """Bound on one search, for instances that nobody has seen; the best found is taken, and the plan says so."""
 
@@ -79,7 +82,8 @@ def study(
     candidates, tried = [], []
     for wish in wishes:
         check_tier(wish, where)
-        found, looked_at = search.candidates(wish, pins.get(wish.name, frozenset()), wish.share / largest)
+        weight = max(LEAST_WEIGHT, wish.share / largest)
+        found, looked_at = search.candidates(wish, pins.get(wish.name, frozenset()), weight)
         candidates.append(found)
         tried.append(looked_at)
     return Study(where, warnings, candidates, tried)
