@@ -161,6 +161,16 @@ def test_an_entry_that_declares_more_than_it_holds(tmp_path: Path) -> None:
         found.extract(found.choose(), tmp_path / "out", Silent())
 
 
+def test_an_entry_that_begins_before_the_archive(tmp_path: Path) -> None:
+    path = write_wheel(tmp_path, "a", "1", {"a/config.json": b"{}", "a/model.safetensors": b"abc"})
+    raw = bytearray(path.read_bytes())
+    # The end record says where the directory begins (APPNOTE.TXT 4.3.16); one more shifts all entries by -1.
+    raw[-6:-2] = (int.from_bytes(raw[-6:-2], "little") + 1).to_bytes(4, "little")
+    path.write_bytes(raw)
+    with pytest.raises(BadModelFile, match="begin before the archive"), wheel.opened(path):
+        pass
+
+
 @given(data=st.data())
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_damage_is_never_another_error(tmp_path: Path, tiny_folder: Path, data: st.DataObject) -> None:

@@ -102,6 +102,8 @@ def _checked(path: Path, entries: list[zipfile.ZipInfo]) -> dict[str, zipfile.Zi
 def _problem(entry: zipfile.ZipInfo) -> str | None:
     """Why an entry must not be unpacked. Traversal and links are the known ways out of a folder."""
     name = entry.filename
+    if entry.header_offset < 0:
+        return "damaged: it would begin before the archive does"
     if "\\" in name or "\0" in entry.orig_filename or ":" in name:
         return "no portable path"
     if name.startswith("/") or not {"", ".", ".."}.isdisjoint(name.removesuffix("/").split("/")):
