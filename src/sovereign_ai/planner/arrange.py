@@ -36,7 +36,6 @@ LEAST_WEIGHT = 0.001
 TIME_LIMIT_S = 20.0
 """Bound on one search, for instances that nobody has seen; the best found is taken, and the plan says so."""
 
-
 UNPROVED = "the search ran out of time: this plan fits, a better one may exist"
 
 
@@ -78,15 +77,19 @@ def study(
     pins = resolve_pins(inventory, wishes)
     where, warnings = sites(inventory, tiers, pins=pins, current=current, measured=measured)
     search = Search(where, engine, settings.prefer, mixing=mixing, thorough=thorough)
-    largest = max((wish.share for wish in wishes), default=1.0)
     candidates, tried = [], []
-    for wish in wishes:
+    for wish, weight in zip(wishes, _weights(wishes), strict=True):
         check_tier(wish, where)
-        weight = max(LEAST_WEIGHT, wish.share / largest)
         found, looked_at = search.candidates(wish, pins.get(wish.name, frozenset()), weight)
         candidates.append(found)
         tried.append(looked_at)
     return Study(where, warnings, candidates, tried)
+
+
+def _weights(wishes: Sequence[Wish]) -> list[float]:
+    """What a model's speed counts: 1 for the model with the largest share of the traffic."""
+    largest = max((wish.share for wish in wishes), default=1.0)
+    return [max(LEAST_WEIGHT, wish.share / largest) for wish in wishes]
 
 
 def make_plan(
@@ -235,15 +238,14 @@ def _problem(
     sharing: bool = True,
 ) -> tuple[Problem, list[Way]]:
     pools = [pool for site in found.sites for pool in site.pools]
-    largest = max((wish.share for wish in wishes), default=1.0)
     held = {
         (one.model, one.node, frozenset(one.devices), one.format)
         for one in (current.deployments if current else ())
     }
     options: list[Option] = []
     ways: list[Way] = []
-    for at, wish in enumerate(wishes):
-        bonus = round(settings.move_cost * SCALE * wish.share / largest)
+    for at, (wish, weight) in enumerate(zip(wishes, _weights(wishes), strict=True)):
+        bonus = round(settings.move_cost * SCALE * weight)
         for number, way in enumerate(found.candidates[at]):
             rooms = [room for pool, count in way.uses for room in pools[pool].rooms[:count]]
             whole = all(count == len(pools[pool].rooms) for pool, count in way.uses)

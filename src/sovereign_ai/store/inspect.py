@@ -40,11 +40,8 @@ class Facts(NamedTuple):
 def inspect(folder: Path) -> Facts:
     """Read a model folder. Raises BadModelFile for damaged files, UnsupportedModel for models that need
     their own code or are of no kind that can be served."""
-    config = _object(folder / "config.json")
-    _refuse_code(folder, config)
+    said = _said(folder)
     headers = [header for path in weight_files(folder) for header in read_header(path)]
-    embeds = any((folder / mark).exists() for mark in EMBED_MARKS)
-    said = read_config(config, str(folder / "config.json"), embeds=embeds)
     parameters = sum(_weights(header, said) for header in headers)
     if not parameters:
         raise BadModelFile(f"{folder}: the weights hold no numbers")
@@ -52,9 +49,7 @@ def inspect(folder: Path) -> Facts:
         task=said.task,
         dtype=_main_dtype(headers, said),
         weights_bytes=sum(header.size for header in headers),
-        shape=msgspec.structs.replace(
-            said.shape, parameters=parameters, context_max=_context(folder, said.shape, said.task)
-        ),
+        shape=msgspec.structs.replace(said.shape, parameters=parameters),
         format=said.format,
     )
 
@@ -66,18 +61,25 @@ def describe(folder: Path) -> Facts:
     """
     if any(folder.glob("*.safetensors")) or (folder / INDEX_NAME).exists():
         return inspect(folder)
-    config = _object(folder / "config.json")
-    _refuse_code(folder, config)
-    embeds = any((folder / mark).exists() for mark in EMBED_MARKS)
-    said = read_config(config, str(folder / "config.json"), embeds=embeds)
+    said = _said(folder)
     width = 4 if said.dtype == "float32" else 2
     return Facts(
         task=said.task,
         dtype=said.dtype,
         weights_bytes=width * said.shape.parameters,
-        shape=msgspec.structs.replace(said.shape, context_max=_context(folder, said.shape, said.task)),
+        shape=said.shape,
         format=said.format,
     )
+
+
+def _said(folder: Path) -> ModelFacts:
+    """What the files beside the weights say."""
+    config = _object(folder / "config.json")
+    _refuse_code(folder, config)
+    embeds = any((folder / mark).exists() for mark in EMBED_MARKS)
+    said = read_config(config, str(folder / "config.json"), embeds=embeds)
+    shape = msgspec.structs.replace(said.shape, context_max=_context(folder, said.shape, said.task))
+    return said._replace(shape=shape)
 
 
 def _weights(header: TensorHeader, said: ModelFacts) -> int:
