@@ -7,7 +7,9 @@ speeds.
 Memory: tokens that vLLM's KV cache gets, from the settings alone. No constant is fitted on these rows by
 this program; planner/memory.py says of each what it was taken from. A setting that a log does not state is
 assumed to be vLLM's default and named; such rows are told apart, because an error there can be the
-assumption's.
+assumption's. Settings that a log's source states and the table lacks stand in data/log_settings.csv, each
+with where it is stated; a setting that is only the default of the program which started vLLM is marked as
+assumed. The errors of the table as it stands are printed too.
 
 Decode: each GPU is predicted by constants fitted on all other GPUs (leave one GPU out), on the rows of the
 file together with the training rows beside this program. The constants that the catalog ships, fitted on
@@ -22,13 +24,23 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import msgspec
+
 from sovereign_ai.catalog.speed import constants_for
 from sovereign_ai.planner import calibration
 from sovereign_ai.planner.calibration import Point
-from sovereign_ai.planner.evidence import MemoryCase, Skipped, decode_points, memory_cases, weighed
+from sovereign_ai.planner.evidence import (
+    MemoryCase,
+    Skipped,
+    decode_points,
+    label_of,
+    memory_cases,
+    weighed,
+)
 from sovereign_ai.planner.memory import GIB
 
 DATA = Path(__file__).with_name("data")
+KEYS = ("gpu", "model", "quant", "vllm")
 LEAST_POINTS = 12
 """Fewer rows of an engine cannot be left out and fitted."""
 
@@ -36,6 +48,22 @@ LEAST_POINTS = 12
 def read(path: Path) -> list[dict[str, str]]:
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
+
+
+Row = dict[str, str]
+
+
+def with_settings(rows: Sequence[Row], found: Sequence[Row]) -> tuple[list[Row], dict[str, list[str]]]:
+    """The rows with what was found out about them, and by label what of it is an assumption still."""
+    completed: list[Row] = []
+    assumed: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        more = [one for one in found if all(one[key] == row[key] for key in KEYS)]
+        completed.append(row | {one["setting"]: one["value"] for one in more})
+        for one in more:
+            if one["stated"] != "y":
+                assumed[label_of(row)].append(f"{one['setting']} {one['value']}")
+    return completed, assumed
 
 
 def percent(value: float) -> str:
@@ -48,9 +76,14 @@ def memory_error(case: MemoryCase) -> float | None:
     return case.predicted_tokens / case.kv_tokens - 1
 
 
-def show_memory(cases: Sequence[MemoryCase], skipped: Sequence[Skipped]) -> None:
+def show_memory(rows: Sequence[Row], found: Sequence[Row]) -> None:
+    completed, assumed = with_settings(rows, found)
+    made, skipped = memory_cases(completed)
+    cases = [
+        msgspec.structs.replace(case, assumed=(*case.assumed, *assumed.get(case.label, ()))) for case in made
+    ]
     print("KV cache, tokens: predicted from the settings against vLLM's own log\n")
-    print("| grade | log | predicted | measured | error | not stated, default assumed |")
+    print("| grade | log | predicted | measured | error | not stated, assumed |")
     print("|---|---|---:|---:|---:|---|")
     for case in sorted(cases, key=lambda case: (case.grade, case.label)):
         miss = memory_error(case)
@@ -68,6 +101,9 @@ def show_memory(cases: Sequence[MemoryCase], skipped: Sequence[Skipped]) -> None
         graded = [case for case in cases if case.grade == grade]
         summary(f"grade {grade}, all settings stated", [case for case in graded if not case.assumed])
         summary(f"grade {grade}, all", graded)
+    for grade in sorted({case.grade for case in cases}):
+        as_given = [case for case in memory_cases(rows)[0] if case.grade == grade]
+        summary(f"grade {grade}, all, by the table alone (without log_settings.csv)", as_given)
     wrong = [case for case in cases if case.refused and case.predicted_to_start]
     print(f"said to fit where the log says refused: {len(wrong)} of {sum(case.refused for case in cases)}")
     show_skipped(skipped)
@@ -152,6 +188,7 @@ def main() -> None:
     )
     parser.add_argument("--memory", type=Path, default=DATA / "vllm_log_points.csv")
     parser.add_argument("--decode", type=Path, default=DATA / "decode_points.csv")
+    parser.add_argument("--settings", type=Path, default=DATA / "log_settings.csv")
     parser.add_argument("--weighed", type=Path, default=DATA / "h100_memory.csv")
     parser.add_argument("--fit", action="store_true", help="print constants fitted on --decode and stop")
     options = parser.parse_args()
@@ -159,7 +196,7 @@ def main() -> None:
     if options.fit:
         show_constants(points)
         return
-    show_memory(*memory_cases(read(options.memory)))
+    show_memory(read(options.memory), read(options.settings))
     show_weighed(read(options.weighed))
     training, _ = decode_points(read(DATA / "decode_points.csv"))
     show_decode(points, skipped, training)

@@ -95,6 +95,11 @@ def number(text: str | None) -> float | None:
     return float(found[0]) if found else None
 
 
+def label_of(row: Row) -> str:
+    """What a start-up log is called in tables."""
+    return f"{row['gpu']} · {row['model']} · {row['quant']} · vLLM {row['vllm']}"
+
+
 def weights_format(text: str) -> Format | None:
     """`bnb-4bit + LoRA` → bnb4."""
     return next((kind for pattern, kind in FORMATS if re.search(pattern, text.lower())), None)
@@ -111,7 +116,7 @@ def memory_cases(rows: Iterable[Row]) -> tuple[list[MemoryCase], list[Skipped]]:
 
 
 def _memory_case(row: Row) -> MemoryCase | Skipped:
-    label = f"{row['gpu']} · {row['model']} · {row['quant']} · vLLM {row['vllm']}"
+    label = label_of(row)
     known, kind, total = find_shape(row["model"]), weights_format(row["quant"]), number(row["cuda_total_gib"])
     missing = (
         (known is None, f"no shape known for `{row['model']}`"),
