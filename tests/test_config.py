@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sovereign_ai.config import (
+    SOURCES_HINT,
     EngineSettings,
     Factory,
     GatewaySettings,
@@ -296,10 +297,11 @@ def test_duplicated_names(tmp_path: Path) -> None:
     [
         ("pipy:a", "`pipy:a` is not a model source", "did you mean `pypi:`?"),
         ("fiel:a", "`fiel:a` is not a model source", "did you mean `file:`?"),
-        ("nonsense", "`nonsense` is not a model source", "write pypi:NAME, file:PATH or hf:ORG/NAME"),
-        ("'pypi:'", "`pypi:` is not a model source", "write pypi:NAME, file:PATH or hf:ORG/NAME"),
-        ("oci:m", "source kind `oci:` is not supported yet", "use pypi:NAME, file:PATH or hf:ORG/NAME"),
+        ("nonsense", "`nonsense` is not a model source", SOURCES_HINT),
+        ("'pypi:'", "`pypi:` is not a model source", SOURCES_HINT),
+        ("oci:m", "source kind `oci:` is not supported yet", SOURCES_HINT),
         ("hf:org", "`org` is not a hub name", "write hf:ORG/NAME or hf:ORG/NAME@REVISION"),
+        ("ollama:../x", "`../x` is not a name of Ollama's", "write ollama:NAME or ollama:NAME:TAG"),
         (
             "pypi:--index-url=x",
             "`--index-url=x` is not a package name",

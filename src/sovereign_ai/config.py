@@ -25,10 +25,15 @@ from sovereign_ai.spec import Format, Task
 MODEL_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 """Names of models: they become folder names, Triton model names and Kubernetes labels (≤ 63 characters)."""
 
-SOURCE_KINDS = ("pypi", "file", "hf")
-LATER_SOURCE_KINDS = ("ollama", "oci")
+SOURCE_KINDS = ("pypi", "file", "hf", "ollama")
+LATER_SOURCE_KINDS = ("oci",)
+SOURCES_HINT = "write pypi:NAME, file:PATH, hf:ORG/NAME or ollama:NAME[:TAG]"
 HUB_SOURCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*(@[A-Za-z0-9._/-]+)?")
-"""ORG/NAME or ORG/NAME@REVISION. Such a model can be planned for; the store cannot bring it in yet."""
+"""ORG/NAME or ORG/NAME@REVISION: a commit, tag or branch."""
+OLLAMA_SOURCE = re.compile(
+    r"([A-Za-z0-9][A-Za-z0-9._-]*/){0,2}[A-Za-z0-9][A-Za-z0-9._-]*(:[A-Za-z0-9][A-Za-z0-9._-]*)?"
+)
+"""NAME[:TAG], NAMESPACE/NAME[:TAG] or HOST/NAMESPACE/NAME[:TAG], as Ollama itself names models."""
 PYPI_SOURCE = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?(==[A-Za-z0-9][A-Za-z0-9.!+_-]*)?")
 """NAME or NAME==VERSION (PEP 508 names, PEP 440 versions): nothing that pip could take for an option."""
 
@@ -59,7 +64,8 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     name: str
     """The name clients use: lower-case letters, digits, `.`, `_`, `-`."""
     source: str
-    """`pypi:NAME[==VERSION]`, `file:PATH` (relative to factory.yaml) or `hf:ORG/NAME[@REVISION]`."""
+    """`pypi:NAME[==VERSION]`, `file:PATH` (relative to factory.yaml), `hf:ORG/NAME[@REVISION]` or
+    `ollama:NAME[:TAG]` (a model that Ollama has on this machine)."""
     context: int | None = None
     """Tokens of prompt and answer together. Default: the longest that fits, at most what the model was made
     for."""
@@ -82,6 +88,9 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Only devices of this tier, by name or role."""
     devices: tuple[str, ...] = ()
     """Exactly these devices, by UUID (or a beginning of it that is unique)."""
+    remote_code: bool = False
+    """Whether Python code that comes with the model may be kept and run by the engine. Without it such a model
+    is refused."""
     where: str = ""
     """file:line of the entry; set when the file is read."""
 
@@ -226,17 +235,19 @@ def check_source(source: str, *, where: str = "") -> None:
     """Raise ConfigError unless `source` is of a kind that this version can bring in."""
     kind, colon, rest = source.partition(":")
     if kind in LATER_SOURCE_KINDS:
-        raise ConfigError(
-            f"{where}source kind `{kind}:` is not supported yet", "use pypi:NAME, file:PATH or hf:ORG/NAME"
-        )
+        raise ConfigError(f"{where}source kind `{kind}:` is not supported yet", SOURCES_HINT)
     if kind not in SOURCE_KINDS or not rest:
         near = _nearest(kind, SOURCE_KINDS) if colon and rest else None
-        hint = f"did you mean `{near}:`?" if near else "write pypi:NAME, file:PATH or hf:ORG/NAME"
+        hint = f"did you mean `{near}:`?" if near else SOURCES_HINT
         raise ConfigError(f"{where}`{source}` is not a model source", hint)
     if kind == "pypi" and not PYPI_SOURCE.fullmatch(rest):
         raise ConfigError(f"{where}`{rest}` is not a package name", "write pypi:NAME or pypi:NAME==VERSION")
     if kind == "hf" and not HUB_SOURCE.fullmatch(rest):
         raise ConfigError(f"{where}`{rest}` is not a hub name", "write hf:ORG/NAME or hf:ORG/NAME@REVISION")
+    if kind == "ollama" and not OLLAMA_SOURCE.fullmatch(rest):
+        raise ConfigError(
+            f"{where}`{rest}` is not a name of Ollama's", "write ollama:NAME or ollama:NAME:TAG"
+        )
     if "\0" in rest:
         raise ConfigError(f"{where}a path cannot hold a NUL character")
 
