@@ -113,7 +113,7 @@ def test_a_changed_byte_is_found(store: Store, console: Console) -> None:
         store.verify(made, Silent())
     assert made.files[1].sha256 in caught.value.message
     assert "weights: SHA-256 is " in caught.value.message
-    assert "remove that folder and run `up` again" in caught.value.hint
+    assert "bring it in again" in caught.value.hint
 
 
 def test_a_missing_file_is_found(store: Store, console: Console) -> None:

@@ -23,17 +23,18 @@ class Contents(NamedTuple):
     files: tuple[PurePosixPath, ...]
 
 
-def choose(names: Iterable[PurePosixPath], where: str) -> Contents:
+def choose(names: Iterable[PurePosixPath], where: str, *, code: bool = False) -> Contents:
     """The one model among `names`: a folder with config.json and SafeTensors, else a single GGUF.
 
-    Of nested folders the outermost counts. Raises UnsupportedModel where there is none or more than one;
-    `where` is what holds the files, for the message.
+    Of nested folders the outermost counts. Hidden files and names that lead elsewhere are never taken; `code`
+    takes *.py too. Raises UnsupportedModel where there is no model or more than one; `where` is what holds
+    the files, for the message.
     """
-    paths = [name for name in names if not any(part.startswith(".") for part in name.parts)]
+    paths = [name for name in names if is_safe(name)]
     roots = _model_folders(paths)
     if roots:
         root = _only(roots, where, "model folders")
-        return Contents(None, root, tuple(path for path in paths if _taken(path, root)))
+        return Contents(None, root, tuple(path for path in paths if _taken(path, root, code=code)))
     ggufs = [path for path in paths if path.suffix.lower() == ".gguf"]
     if ggufs:
         chosen = _only(ggufs, where, "GGUF files")
@@ -47,10 +48,30 @@ def _model_folders(paths: list[PurePosixPath]) -> list[PurePosixPath]:
     return sorted(folder for folder in found if not found.intersection(folder.parents))
 
 
-def _taken(path: PurePosixPath, root: PurePosixPath) -> bool:
+def is_safe(path: PurePosixPath) -> bool:
+    """Whether a name that a stranger chose stays inside the folder it is put into, and in sight."""
+    text = str(path)
+    parts = path.parts
+    return (
+        not path.is_absolute()
+        and not any(part.startswith(".") for part in parts)
+        and not any(character in text for character in UNSAFE)
+        and 0 < len(parts) <= DEEPEST
+        and max(len(part.encode(errors="replace")) for part in parts) <= LONGEST_NAME
+    )
+
+
+UNSAFE = frozenset("\\\0\n\r")
+DEEPEST, LONGEST_NAME = 8, 255
+"""Folders in one another, and bytes in a name: what file systems take."""
+
+
+def _taken(path: PurePosixPath, root: PurePosixPath, *, code: bool) -> bool:
     if not path.is_relative_to(root) or path == root / MANIFEST_NAME:
         return False  # a folder of a store brings its manifest along; the copy gets one of its own
-    return path.suffix in TAKEN or path.stem.upper() in ("LICENSE", "NOTICE")
+    return (
+        path.suffix in TAKEN or (code and path.suffix == ".py") or path.stem.upper() in ("LICENSE", "NOTICE")
+    )
 
 
 def _only(found: list[PurePosixPath], where: str, what: str) -> PurePosixPath:

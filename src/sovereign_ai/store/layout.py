@@ -1,35 +1,43 @@
 """Where models live on disk, and the one way in.
 
     <storage>/models/<name>/<version>/    the files of one version, and manifest.json; never changed
-    <storage>/models/.partial-<name>-…/   one being written
+    <storage>/models/<name>/current       a link to the version that new deployments take
+    <storage>/models/.partial-<name>-…/   one being written, or being removed
     <storage>/models/.lock                held by the one writer
 
 A version is written in full beside the others, flushed to disk and renamed into its place: whatever
 interrupts that, readers see all of it or nothing, and need no lock. The lock is the kernel's, so it ends
-with its process; what a dead writer left is removed by the next.
+with its process; what a dead writer left is removed by the next. Content that several versions share is
+stored once, as hard links.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import msgspec
 
-from sovereign_ai.console import Console, Progress, human_bytes
+from sovereign_ai.config import MODEL_NAME
+from sovereign_ai.console import Console, Progress, Silent, human_bytes
 from sovereign_ai.errors import DigestMismatch, NoSpace, StoreError, disk_errors
+from sovereign_ai.spec import Format
 from sovereign_ai.store.digest import sha256_files
 from sovereign_ai.store.manifest import MANIFEST_NAME, Manifest, StoredFile
 from sovereign_ai.store.source import satisfies
 
 PARTIAL = ".partial-"
 LOCK_NAME = ".lock"
-AGAIN = "remove that folder and run `up` again"
+CURRENT = "current"
+VERSION_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9.!+_-]{0,127}")
+"""Versions become folder names: those of packages (PEP 440), commits, digests."""
+AGAIN = "remove it (`sovereign models remove`) and bring it in again"
 
 
 def free_bytes(folder: Path) -> int:
@@ -76,15 +84,54 @@ class Store:
     def list(self) -> tuple[Manifest, ...]:
         """All models, by name and version. Raises DigestMismatch for a manifest that cannot be read."""
         with disk_errors("reading the model store", self.models):
-            found = sorted(self.models.glob(f"*/*/{MANIFEST_NAME}"))
-            return tuple(_read(path) for path in found if not path.parts[-3].startswith("."))
+            return tuple(_read(path) for path in self._manifest_paths("*"))
+
+    def damaged(self) -> tuple[DigestMismatch, ...]:
+        """What is wrong with the manifests that `list` would not read."""
+        with disk_errors("reading the model store", self.models):
+            return tuple(error for path in self._manifest_paths("*") if (error := _problem(path)))
+
+    def _manifest_paths(self, name: str) -> list[Path]:
+        found = sorted(self.models.glob(f"{name}/*/{MANIFEST_NAME}"))
+        return [path for path in found if not (path.parts[-3].startswith(".") or path.parent.is_symlink())]
+
+    def versions(self, name: str) -> tuple[Manifest, ...]:
+        """Of one model, oldest first."""
+        with disk_errors("reading the model store", self.models):
+            found = [_read(path) for path in self._manifest_paths(name)] if MODEL_NAME.fullmatch(name) else []
+        return tuple(sorted(found, key=lambda manifest: (manifest.created, manifest.version)))
+
+    def current(self, name: str) -> str | None:
+        """The version that `current` names; None where there is none, or it is gone."""
+        link = self.models / name / CURRENT
+        with disk_errors("reading the model store", self.models):
+            return os.readlink(link) if link.is_symlink() and (link / MANIFEST_NAME).is_file() else None
 
     def find(self, name: str, source: str) -> Manifest | None:
-        """The newest version of `name` that came from `source`."""
-        with disk_errors("reading the model store", self.models):
-            found = [_read(path) for path in sorted((self.models / name).glob(f"*/{MANIFEST_NAME}"))]
-        fitting = (manifest for manifest in found if satisfies(manifest.source, source))
-        return max(fitting, key=lambda manifest: manifest.created, default=None)
+        """The version of `name` that came from `source`: the current one if it did, else the newest.
+
+        Variants that were quantized here are not looked at: see `variant`.
+        """
+        fitting = [
+            manifest
+            for manifest in self.versions(name)
+            if manifest.quantization is None and satisfies(manifest.source, source, manifest.origin.revision)
+        ]
+        now = self.current(name)
+        return next(
+            (manifest for manifest in fitting if manifest.version == now), fitting[-1] if fitting else None
+        )
+
+    def variant(self, base: Manifest, kind: Format) -> Manifest | None:
+        """The newest variant of a version that was quantized to `kind` here."""
+        made = [
+            manifest
+            for manifest in self.versions(base.name)
+            if manifest.quantization
+            and manifest.quantization.base == base.version
+            and manifest.model.format == kind
+        ]
+        return made[-1] if made else None
 
     def verify(self, manifest: Manifest, progress: Progress) -> None:
         """Compare every byte with the manifest: names, sizes, SHA-256. Progress in bytes read.
@@ -138,9 +185,12 @@ class Store:
         If that version is there already it stays as it is: returned when it came from the same content,
         StoreError when it did not.
         """
+        if not VERSION_NAME.fullmatch(manifest.version) or manifest.version == CURRENT:
+            raise StoreError(f"`{manifest.version}` cannot be the name of a version")
         target = self.folder(manifest)
         if target.exists():
             return _same(_read(target / MANIFEST_NAME), manifest, target)
+        self._share(staged, manifest)
         text = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
         (staged / MANIFEST_NAME).write_bytes(text + b"\n")
         _seal(staged)
@@ -148,7 +198,57 @@ class Store:
         staged.rename(target)
         _flush(target.parent)
         _flush(self.models)
+        if manifest.quantization is None:
+            self.switch(manifest)
         return manifest
+
+    def switch(self, manifest: Manifest) -> None:
+        """Make a version the current one, at once for all readers. Only inside `writing`."""
+        folder = self.models / manifest.name
+        passing = folder / f".{CURRENT}-{os.getpid()}"
+        passing.unlink(missing_ok=True)
+        passing.symlink_to(manifest.version, target_is_directory=True)
+        passing.replace(folder / CURRENT)
+        _flush(folder)
+
+    def remove(self, manifest: Manifest) -> None:
+        """Take a version out of sight at once, then delete it. Only inside `writing`.
+
+        Another version becomes the current one if this one was: the newest that is left.
+        """
+        with disk_errors(f"removing model {manifest.name}", self.models):
+            folder = self.models / manifest.name
+            left = [one for one in self.versions(manifest.name) if one.version != manifest.version]
+            bases = [one for one in left if one.quantization is None]
+            if self.current(manifest.name) in (manifest.version, None):
+                if bases:
+                    self.switch(bases[-1])
+                else:
+                    (folder / CURRENT).unlink(missing_ok=True)
+            gone = Path(tempfile.mkdtemp(prefix=f"{PARTIAL}{manifest.name}-", dir=self.models))
+            self.folder(manifest).rename(gone / manifest.version)
+            if not left:
+                shutil.rmtree(folder)
+            _flush(self.models)
+            shutil.rmtree(gone)
+
+    def _share(self, staged: Path, manifest: Manifest) -> None:
+        """Replace staged files by hard links to the same content elsewhere in the store.
+
+        That content is read first: a damaged copy must not spread. Where the disk cannot link, both stay.
+        """
+        known = {
+            (file.sha256, file.bytes): self.folder(other) / file.path
+            for path in self._manifest_paths("*")
+            if _problem(path) is None
+            for other in (_read(path),)
+            for file in other.files
+        }
+        for file in manifest.files:
+            there = known.get((file.sha256, file.bytes))
+            if there and there.is_file() and sha256_files([there], Silent()) == (file.sha256,):
+                with suppress(OSError):
+                    _link_over(there, staged / file.path)
 
 
 def _read(path: Path) -> Manifest:
@@ -161,6 +261,21 @@ def _read(path: Path) -> Manifest:
             f"{path}: describes {manifest.name} {manifest.version}, not what its folder says", AGAIN
         )
     return manifest
+
+
+def _problem(path: Path) -> DigestMismatch | None:
+    try:
+        _read(path)
+    except DigestMismatch as error:
+        return error
+    return None
+
+
+def _link_over(there: Path, here: Path) -> None:
+    """`here` becomes another name of `there`, without a moment in which it is missing."""
+    passing = here.with_name(f"{here.name}.link")
+    os.link(there, passing)
+    passing.replace(here)
 
 
 def _check_names(folder: Path, manifest: Manifest, present: set[str]) -> None:

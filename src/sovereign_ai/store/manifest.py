@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from sovereign_ai.spec import Model, Noun, Task
+from sovereign_ai.spec import Format, Model, Noun, Task
 
 MANIFEST_NAME = "manifest.json"
 
@@ -21,13 +21,14 @@ class Origin(Noun, frozen=True, kw_only=True):
     """The file or folder a model came from, and the SHA-256 of its content.
 
     `stamp` is set for sources on this machine: sizes and times of the files as they were, which tells
-    without reading them whether they have changed since.
+    without reading them whether they have changed since. `revision` is the commit of a hub model.
     """
 
     file: str
     bytes: int
     sha256: str
     stamp: str | None = None
+    revision: str | None = None
 
 
 class Conversion(Noun, frozen=True, kw_only=True):
@@ -39,10 +40,25 @@ class Conversion(Noun, frozen=True, kw_only=True):
     dtype: str
 
 
+class Quantization(Noun, frozen=True, kw_only=True):
+    """How a variant was made from a version of the same model: `base` is that version, `tools` are the
+    library's own versions. `calibration` is the name of the user's file, where one was used."""
+
+    scheme: Format
+    base: str
+    tools: dict[str, str]
+    ignored: tuple[str, ...] = ()
+    group_size: int | None = None
+    calibration: str | None = None
+    calibration_sha256: str | None = None
+    calibration_samples: int = 0
+
+
 class Manifest(Noun, frozen=True, kw_only=True):
     """A model in the store. `created` in seconds since 1970, `tools` name → version.
 
-    `format` is the layout of this file: a later one must not be mistaken for a damaged one.
+    `format` is the layout of this file: a later one must not be mistaken for a damaged one. `remote_code`: it
+    holds Python code that factory.yaml allows to run.
     """
 
     format: Literal[1] = 1
@@ -53,6 +69,8 @@ class Manifest(Noun, frozen=True, kw_only=True):
     origin: Origin
     conversion: Conversion | None
     files: tuple[StoredFile, ...]
+    remote_code: bool = False
+    quantization: Quantization | None = None
 
     @property
     def name(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from sovereign_ai.config import PYPI_SOURCE
+from sovereign_ai.config import HUB_SOURCE, OLLAMA_SOURCE, PYPI_SOURCE
 from sovereign_ai.errors import SourceError
 
 
@@ -29,21 +29,87 @@ def package(source: str) -> Package:
     return Package(re.sub(r"[-_.]+", "-", name).lower(), version or None)
 
 
+class HubModel(NamedTuple):
+    """`hf:ORG/NAME[@REVISION]`: a commit, tag or branch; None: the main branch."""
+
+    repo: str
+    revision: str | None
+
+
+def hub_model(source: str) -> HubModel:
+    """Read `hf:ORG/NAME[@REVISION]`. Raises SourceError for anything else."""
+    text = source.removeprefix("hf:")
+    if not HUB_SOURCE.fullmatch(text):
+        raise SourceError(
+            f"`{source}` does not name a model of a hub", "write hf:ORG/NAME or hf:ORG/NAME@REVISION"
+        )
+    repo, _, revision = text.partition("@")
+    return HubModel(repo, revision or None)
+
+
+class OllamaModel(NamedTuple):
+    """`ollama:[[HOST/]NAMESPACE/]NAME[:TAG]`, with what is left out filled in as Ollama does."""
+
+    host: str
+    namespace: str
+    name: str
+    tag: str
+
+
+def ollama_model(source: str) -> OllamaModel:
+    """Read `ollama:NAME[:TAG]`. Raises SourceError for anything else."""
+    text = source.removeprefix("ollama:")
+    if not OLLAMA_SOURCE.fullmatch(text):
+        raise SourceError(
+            f"`{source}` does not name a model of Ollama's", "write ollama:NAME or ollama:NAME:TAG"
+        )
+    path, _, tag = text.partition(":")
+    host, namespace, name = (*OLLAMA_DEFAULTS[: 3 - len(path.split("/"))], *path.split("/"))
+    return OllamaModel(host, namespace, name, tag or "latest")
+
+
+OLLAMA_DEFAULTS = ("registry.ollama.ai", "library")
+
+
 def kind(source: str) -> str:
-    """`pypi` or `file`."""
+    """`pypi`, `file`, `hf` or `ollama`."""
     return source.partition(":")[0]
 
 
 def canonical(source: str) -> str:
     """One spelling for every way to write the same source."""
-    return f"pypi:{package(source).requirement}" if kind(source) == "pypi" else source
+    if kind(source) == "pypi":
+        return f"pypi:{package(source).requirement}"
+    if kind(source) == "ollama":
+        found = ollama_model(source)
+        parts = (found.host, found.namespace)
+        shown = "/".join(part for part, usual in zip(parts, OLLAMA_DEFAULTS, strict=True) if part != usual)
+        return f"ollama:{shown + '/' if shown else ''}{found.name}:{found.tag}"
+    return source
 
 
-def satisfies(stored: str, asked: str) -> bool:
-    """Whether what was brought in from `stored` is what `asked` asks for.
+def satisfies(stored: str, asked: str, revision: str | None = None) -> bool:
+    """Whether what was brought in from `stored` (a hub model: at the commit `revision`) is what `asked` asks
+    for.
 
-    A package without a version is satisfied by any version of it, so that nothing is downloaded again
-    because a newer one exists.
+    A package without a version is satisfied by any version of it, a hub model without a revision by any
+    commit, so that nothing is downloaded again because a newer one exists.
     """
     asked = canonical(asked)
-    return stored == asked or (kind(asked) == "pypi" and stored.partition("==")[0] == asked)
+    if stored == asked:
+        return True
+    if kind(asked) == "hf" == kind(stored):
+        wanted = hub_model(asked)
+        return hub_model(stored).repo == wanted.repo and _revision_fits(wanted.revision, revision)
+    return kind(asked) == "pypi" and stored.partition("==")[0] == asked
+
+
+def _revision_fits(asked: str | None, commit: str | None) -> bool:
+    """A commit may be given by its beginning, as git takes it."""
+    if asked is None:
+        return True
+    return bool(commit) and len(asked) >= LEAST_COMMIT and str(commit).startswith(asked)
+
+
+LEAST_COMMIT = 7
+"""Digits of a commit that git itself shows."""
