@@ -1,14 +1,12 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,7 @@ from sovereign_ai.errors import (
     UnsupportedModel,
     UsageError,
 )
-from sovereign_ai.store import Store, check_reachable, convert, ensure, files, install
+from sovereign_ai.store import Store, convert, ensure, files, install
 from tests.store.tiny import write_folder, write_gguf, write_wheel
 
 
@@ -271,33 +269,3 @@ def test_two_processes_bring_a_model_in_once(store: Store, tiny_gguf: Path) -> N
     assert answers[0][0] == answers[1][0] != ""
     assert sum("Converting" in errors for _, errors in answers) == 1
     assert visible(store) == ["m"]
-
-
-HUB = "hf:mistralai/Mistral-Nemo-Instruct-2407"
-
-
-@pytest.mark.parametrize("asks", [check_reachable, lambda store, entry: ensure(store, entry, Console())])
-def test_a_hub_source_is_refused_by_name(store: Store, asks: Callable[[Store, ModelEntry], Any]) -> None:
-    message = f"model nemo: `{HUB}` can be planned for, but not brought in yet"
-    with pytest.raises(SourceError, match=re.escape(message)) as refused:
-        asks(store, ModelEntry(name="nemo", source=HUB))
-    assert (refused.value.exit_code, refused.value.hint) == (69, "download it elsewhere and use file:FOLDER")
-    assert store.list() == ()
-
-
-def test_what_can_be_brought_in_is_reachable(store: Store, tmp_path: Path) -> None:
-    """Whether it is there is asked when it is fetched."""
-    check_reachable(store, entry(tmp_path / "none"))
-    check_reachable(store, entry(tmp_path, source="pypi:nobody-knows"))
-    assert not store.models.exists()
-
-
-def test_a_hub_model_that_is_here_is_reachable(store: Store, console: Console, tiny_folder: Path) -> None:
-    """However it came: a store that another version filled serves on."""
-    manifest = ensure(store, entry(tiny_folder), console)
-    file = store.folder(manifest) / "manifest.json"
-    data = json.loads(file.read_bytes())
-    data["model"]["source"] = HUB
-    file.write_text(json.dumps(data))
-    check_reachable(store, ModelEntry(name="m", source=HUB))
-    assert ensure(store, ModelEntry(name="m", source=HUB), console).source == HUB

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from sovereign_ai.spec import Model, Shape
 from sovereign_ai.store import Manifest, Store
 from sovereign_ai.store.digest import sha256_files
 from sovereign_ai.store.layout import free_bytes
-from sovereign_ai.store.manifest import Origin, StoredFile
+from sovereign_ai.store.manifest import Origin, Quantization, StoredFile
 
 SHAPE = Shape(
     architecture="LlamaForCausalLM",
@@ -90,10 +91,92 @@ def test_what_is_installed_is_found_and_verified(store: Store, console: Console)
     assert not list(store.models.glob(".partial-*"))
 
 
-def test_the_newest_version_satisfies_a_source_without_one(store: Store, console: Console) -> None:
+def test_the_current_version_satisfies_a_source_without_one(store: Store, console: Console) -> None:
+    newer = installed(store, console, version="1.0", created=5)
+    older = installed(store, console, version="0.9", created=4)
+    assert store.find("m", "pypi:m") == older
+    with store.writing(console):
+        store.switch(newer)
+    assert (store.find("m", "pypi:m"), store.current("m")) == (newer, "1.0")
+    assert store.versions("m") == (older, newer)
+    assert store.list() == (older, newer)
+
+
+def test_without_a_current_version_the_newest_counts(store: Store, console: Console) -> None:
     newer = installed(store, console, version="1.0", created=5)
     installed(store, console, version="0.9", created=4)
+    (store.models / "m" / "current").unlink()
+    assert store.current("m") is None
     assert store.find("m", "pypi:m") == newer
+
+
+def test_a_current_version_that_is_gone_is_none(store: Store, console: Console) -> None:
+    installed(store, console)
+    link = store.models / "m" / "current"
+    link.unlink()
+    link.symlink_to("2")
+    assert store.current("m") is None
+
+
+def test_the_same_content_is_stored_once(store: Store, console: Console) -> None:
+    first = installed(store, console, version="1")
+    second = installed(store, console, version="2")
+    paths = [store.folder(one) / "weights" for one in (first, second)]
+    assert paths[0].stat().st_ino == paths[1].stat().st_ino
+    with store.writing(console):
+        store.remove(first)
+    store.verify(second, Silent())
+
+
+def test_a_damaged_copy_does_not_spread(store: Store, console: Console) -> None:
+    first = installed(store, console, version="1")
+    rewrite(store.folder(first) / "weights", b"x" * 1000)
+    store.verify(installed(store, console, version="2"), Silent())
+
+
+def test_a_disk_without_links_keeps_both(
+    store: Store, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    for version in ("1", "2"):
+        store.verify(installed(store, console, version=version), Silent())
+
+
+def test_removing_the_current_version_makes_the_newest_the_current(store: Store, console: Console) -> None:
+    made = [installed(store, console, version=version, created=int(version)) for version in ("1", "2", "3")]
+    with store.writing(console):
+        store.remove(made[2])
+        assert store.current("m") == "2"
+        store.remove(made[0])
+        assert store.current("m") == "2"
+        store.remove(made[1])
+    assert store.list() == ()
+    assert [path.name for path in store.models.iterdir()] == [".lock"]
+
+
+def test_a_variant_is_found_beside_its_base(store: Store, console: Console) -> None:
+    base = installed(store, console)
+    with store.writing(console), store.staging("m") as staging:
+        folder = staging / "model"
+        folder.mkdir()
+        (folder / "weights").write_bytes(b"8" * 500)
+        described = manifest(folder, version="1-int8", created=9)
+        model = msgspec.structs.replace(described.model, format="int8", source=base.source)
+        made = Quantization(scheme="int8", base="1", tools={})
+        variant = store.install(folder, msgspec.structs.replace(described, model=model, quantization=made))
+    assert store.current("m") == "1"
+    assert store.find("m", "pypi:m==1") == base
+    assert store.variant(base, "int8") == variant
+    assert store.variant(base, "fp8") is None
+
+
+@pytest.mark.parametrize("version", ["", "..", "a/b", "current", ".hidden", "x" * 200])
+def test_versions_that_cannot_be_folders(store: Store, console: Console, version: str) -> None:
+    with pytest.raises(StoreError, match="cannot be the name of a version"):
+        installed(store, console, version=version)
 
 
 def test_a_version_is_never_changed(store: Store, console: Console) -> None:

@@ -17,6 +17,7 @@ from cyclopts import App, CycloptsError, Parameter
 
 from sovereign_ai import __version__
 from sovereign_ai.cli import logs as log_files
+from sovereign_ai.cli.models import app as models
 from sovereign_ai.config import Factory, Paths, environment, load_factory, paths
 from sovereign_ai.console import Console, human_bytes
 from sovereign_ai.deploy import local
@@ -36,6 +37,7 @@ keys = App(name="keys", help="API keys of the gateway.")
 engine = App(name="engine", help="Engine environments (Triton, vLLM, torch).")
 plan_app = App(name="plan", help="Plan which model runs where.")
 app.command(keys)
+app.command(models)
 app.command(engine)
 app.command(plan_app)
 

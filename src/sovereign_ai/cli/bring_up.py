@@ -24,7 +24,7 @@ from sovereign_ai.inventory import catalog_bandwidths, form_tiers, take_inventor
 from sovereign_ai.planner import wish_for
 from sovereign_ai.render import TritonProcess, render_routes, triton_processes
 from sovereign_ai.spec import Inventory, Model, Plan, Tier
-from sovereign_ai.store import Store, check_reachable, ensure
+from sovereign_ai.store import Store, ensure
 from sovereign_ai.store.manifest import Manifest
 
 FIRST_QUESTION = "What is the capital of France?"
@@ -90,8 +90,6 @@ class _Up:
         plan_tables.show_plan(self._console, plan, inventory)
         with self._watch.stage("engine environment"):
             kind = engine_environment.kind_for(inventory)
-            for entry in self._entries:
-                check_reachable(self._store, entry)
             engine = engine_environment.ensure(self._paths, kind, self._console)
         with self._watch.stage("models: fetch, convert, verify"):
             manifests = self._models()

@@ -81,7 +81,7 @@ def _from_path(entry: ModelEntry, path: Path) -> Model | None:
     if not path.is_dir():
         return None
     try:
-        facts = describe(path)
+        facts = describe(path, code=entry.remote_code)
     except StoreError as error:
         raise type(error)(f"{_at(entry)}{error.message}", error.hint) from error
     return Model(

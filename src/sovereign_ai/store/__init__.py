@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sovereign_ai.store.install import check_reachable, ensure
+from sovereign_ai.store.install import Options, ensure
 from sovereign_ai.store.layout import Store
 from sovereign_ai.store.manifest import Manifest
 
-__all__ = ["Manifest", "Store", "check_reachable", "ensure"]
+__all__ = ["Manifest", "Options", "Store", "ensure"]

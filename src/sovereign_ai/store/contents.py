@@ -66,12 +66,16 @@ DEEPEST, LONGEST_NAME = 8, 255
 """Folders in one another, and bytes in a name: what file systems take."""
 
 
+def is_taken(path: PurePosixPath, *, code: bool = False) -> bool:
+    """Whether a file of this name may be part of a stored model. `code` allows *.py."""
+    kept = path.suffix in TAKEN or path.stem.upper() in ("LICENSE", "NOTICE")
+    return kept or (code and path.suffix == ".py")
+
+
 def _taken(path: PurePosixPath, root: PurePosixPath, *, code: bool) -> bool:
     if not path.is_relative_to(root) or path == root / MANIFEST_NAME:
         return False  # a folder of a store brings its manifest along; the copy gets one of its own
-    return (
-        path.suffix in TAKEN or (code and path.suffix == ".py") or path.stem.upper() in ("LICENSE", "NOTICE")
-    )
+    return is_taken(path, code=code)
 
 
 def _only(found: list[PurePosixPath], where: str, what: str) -> PurePosixPath:

@@ -29,7 +29,7 @@ def material(store: Store, entry: ModelEntry, staging: Path, console: Console) -
 
     Raises SourceError where there is nothing, UnsupportedModel where there is no model.
     """
-    root, contents = _contents(entry.source)
+    root, contents = _contents(entry.source, code=entry.remote_code)
     paths = [root / path for path in contents.files]
     size = sum(_stat(path).st_size for path in paths)
     gguf = root / contents.gguf if contents.gguf else None
@@ -47,7 +47,7 @@ def material(store: Store, entry: ModelEntry, staging: Path, console: Console) -
 def stamp(source: str) -> str | None:
     """Sizes and change times of the model's files, as one digest; None where the source is gone."""
     try:
-        root, contents = _contents(source)
+        root, contents = _contents(source, code=False)
         facts = [(path, _stat(root / path)) for path in contents.files]
     except (SourceError, UnsupportedModel):
         return None
@@ -55,11 +55,11 @@ def stamp(source: str) -> str | None:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _contents(source: str) -> tuple[Path, Contents]:
+def _contents(source: str, *, code: bool) -> tuple[Path, Contents]:
     """The folder that holds the files, and which of them to take, relative to it."""
     path = Path(source.removeprefix("file:")).expanduser().absolute()
     if path.is_dir():
-        return path, choose(map(PurePosixPath, regular_files(path)), str(path))
+        return path, choose(map(PurePosixPath, regular_files(path)), str(path), code=code)
     if not path.exists():
         raise SourceError(f"{path}: no such file or folder", "check the path behind `file:`")
     return path.parent, choose([PurePosixPath(path.name)], str(path))

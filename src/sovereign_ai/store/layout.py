@@ -86,14 +86,20 @@ class Store:
         with disk_errors("reading the model store", self.models):
             return tuple(_read(path) for path in self._manifest_paths("*"))
 
+    def readable(self) -> tuple[Manifest, ...]:
+        """All models but those of `damaged`."""
+        with disk_errors("reading the model store", self.models):
+            return tuple(_read(path) for path in self._manifest_paths("*") if _problem(path) is None)
+
     def damaged(self) -> tuple[DigestMismatch, ...]:
         """What is wrong with the manifests that `list` would not read."""
         with disk_errors("reading the model store", self.models):
             return tuple(error for path in self._manifest_paths("*") if (error := _problem(path)))
 
-    def _manifest_paths(self, name: str) -> list[Path]:
+    def _manifest_paths(self, name: str) -> tuple[Path, ...]:
         found = sorted(self.models.glob(f"{name}/*/{MANIFEST_NAME}"))
-        return [path for path in found if not (path.parts[-3].startswith(".") or path.parent.is_symlink())]
+        hidden = (path.parts[-3].startswith(".") or path.parent.is_symlink() for path in found)
+        return tuple(path for path, is_hidden in zip(found, hidden, strict=True) if not is_hidden)
 
     def versions(self, name: str) -> tuple[Manifest, ...]:
         """Of one model, oldest first."""
@@ -105,7 +111,7 @@ class Store:
         """The version that `current` names; None where there is none, or it is gone."""
         link = self.models / name / CURRENT
         with disk_errors("reading the model store", self.models):
-            return os.readlink(link) if link.is_symlink() and (link / MANIFEST_NAME).is_file() else None
+            return str(link.readlink()) if link.is_symlink() and (link / MANIFEST_NAME).is_file() else None
 
     def find(self, name: str, source: str) -> Manifest | None:
         """The version of `name` that came from `source`: the current one if it did, else the newest.
@@ -239,9 +245,7 @@ class Store:
         """
         known = {
             (file.sha256, file.bytes): self.folder(other) / file.path
-            for path in self._manifest_paths("*")
-            if _problem(path) is None
-            for other in (_read(path),)
+            for other in self.readable()
             for file in other.files
         }
         for file in manifest.files:
