@@ -15,22 +15,38 @@ from sovereign_ai.console import Silent
 from sovereign_ai.errors import BadModelFile, UnsupportedModel
 from sovereign_ai.store import convert
 from sovereign_ai.store.convert import Dtype, read_conversion
+from sovereign_ai.store.dequantize import readable
 from sovereign_ai.store.gguf_file import read_gguf
-from sovereign_ai.store.llama import read_llama, targets
+from sovereign_ai.store.llama import llama
 from sovereign_ai.store.rope import llama3_factors
-from sovereign_ai.store.weights import read_header
+from sovereign_ai.store.weights import TensorHeader, read_header
 from tests.store.test_llama import permute
 from tests.store.tiny import HEAD_DIM, keys, shapes, tensors, write_gguf
 
 Q = GGMLQuantizationType
 
 
+READABLE = [kind for kind in Q if readable(kind)]
+MADE_BY_THE_LIBRARY = [Q.F32, Q.F16, Q.BF16, Q.Q4_0, Q.Q4_1, Q.Q5_0, Q.Q5_1, Q.Q8_0, Q.TQ1_0, Q.TQ2_0]
+LARGEST = 3.3e38  # all types of float hold less, once rounded
+LARGE: dict[str, Any] = {
+    "llama__embedding_length": 256,
+    "llama__feed_forward_length": 256,
+    "llama__rope__dimension_count": 64,
+}
+"""A model whose rows are whole blocks of every type."""
+
+
 def as_gguf_has_it(path: Path) -> dict[str, np.ndarray[Any, Any]]:
     """New names → the library's own dequantised values, Q and K still permuted."""
-    ours = read_gguf(path)
-    names = {target.info.name: target.name for target in targets(ours, read_llama(ours))}
+    names = {target.info.name: target.name for target in llama(read_gguf(path)).targets}
     reader = gguf.GGUFReader(path)
     return {names[tensor.name]: gguf.dequantize(tensor.data, tensor.tensor_type) for tensor in reader.tensors}
+
+
+def back(name: str, values: np.ndarray[Any, Any], head_dim: int = HEAD_DIM) -> np.ndarray[Any, Any]:
+    """In the order in which GGUF has the rows."""
+    return permute(values, len(values) // head_dim) if "q_proj" in name or "k_proj" in name else values
 
 
 def assert_exact(path: Path, folder: Path, head_dim: int = HEAD_DIM) -> None:
@@ -39,36 +55,82 @@ def assert_exact(path: Path, folder: Path, head_dim: int = HEAD_DIM) -> None:
     assert found.keys() == expected.keys()
     for name, values in found.items():
         assert values.dtype == np.float32
-        back = permute(values, len(values) // head_dim) if "q_proj" in name or "k_proj" in name else values
-        assert np.array_equal(back, expected[name].reshape(back.shape)), name
+        ours = back(name, values, head_dim)
+        assert np.array_equal(ours.view(np.uint32), expected[name].reshape(ours.shape).view(np.uint32)), name
 
 
-@pytest.mark.parametrize("kind", [Q.F32, Q.F16, Q.BF16, Q.Q4_0, Q.Q4_1, Q.Q5_0, Q.Q5_1, Q.Q8_0])
+def random_blocks(path: Path, kind: Q, seed: int = 3) -> Path:
+    """A model of random bytes, but for those that would be a scale too large or no number."""
+    dice = np.random.default_rng(seed)
+    per_block, block_bytes = GGML_QUANT_SIZES[kind]
+    weights: dict[str, np.ndarray[Any, Any]] = {}
+    for name, shape in shapes(hidden=256, inner=256).items():
+        if len(shape) == 1:
+            weights[name] = np.ones(shape, np.float32)
+            continue
+        blocks = dice.integers(0, 256, (shape[0] * 256 // per_block, block_bytes), dtype=np.uint8)
+        while len(bad := np.flatnonzero(~_holdable(blocks, kind))):
+            blocks[bad] = dice.integers(0, 256, (len(bad), block_bytes), dtype=np.uint8)
+        weights[name] = blocks.reshape(shape[0], -1)
+    return write_gguf(path, weights, keys(**LARGE), kind=kind)
+
+
+def _holdable(blocks: np.ndarray[Any, Any], kind: Q) -> np.ndarray[Any, Any]:
+    with np.errstate(all="ignore"):
+        values: np.ndarray[Any, Any] = np.abs(gguf.dequantize(blocks, kind))
+    return np.asarray((values < LARGEST).all(axis=-1))
+
+
+def test_every_type_that_the_library_can_read_is_tested() -> None:
+    assert {kind.name for kind in Q} - {kind.name for kind in READABLE} == {
+        *("Q8_1", "Q8_K", "Q1_0"),
+        *("I8", "I16", "I32", "I64", "F64"),
+    }
+
+
+@pytest.mark.parametrize("kind", MADE_BY_THE_LIBRARY)
 def test_every_value_is_kept_exactly(tmp_path: Path, kind: Q) -> None:
-    path = write_gguf(tmp_path / "m.gguf", kind=kind)
-    read_conversion(path).write(tmp_path / "out", Silent())
-    assert_exact(path, tmp_path / "out")
-
-
-@pytest.mark.parametrize("kind", [Q.Q2_K, Q.Q3_K, Q.Q4_K, Q.Q5_K, Q.Q6_K, Q.IQ4_XS])
-def test_every_value_of_the_256_blocks_is_kept_exactly(tmp_path: Path, kind: Q) -> None:
-    """The library cannot make these types, so the blocks are random bytes, small enough to be finite."""
-    random = np.random.default_rng(3)
-    block_bytes = GGML_QUANT_SIZES[kind][1]
-    weights: dict[str, np.ndarray[Any, Any]] = {
-        name: np.ones(shape, np.float32)
-        if len(shape) == 1
-        else random.integers(0, 60, (shape[0], block_bytes), dtype=np.uint8)
-        for name, shape in shapes(hidden=256, inner=256).items()
-    }
-    changes = {
-        "llama__embedding_length": 256,
-        "llama__feed_forward_length": 256,
-        "llama__rope__dimension_count": 64,
-    }
-    path = write_gguf(tmp_path / "m.gguf", weights, keys(**changes), kind=kind)
+    path = write_gguf(tmp_path / "m.gguf", tensors256(), keys(**LARGE), kind=kind)
     read_conversion(path).write(tmp_path / "out", Silent())
     assert_exact(path, tmp_path / "out", head_dim=64)
+
+
+def tensors256() -> dict[str, np.ndarray[Any, Any]]:
+    dice = np.random.default_rng(5)
+    return {
+        name: dice.standard_normal(shape, dtype=np.float32)
+        for name, shape in shapes(hidden=256, inner=256).items()
+    }
+
+
+@pytest.mark.parametrize("kind", READABLE)
+def test_every_value_of_random_blocks_is_kept_exactly(tmp_path: Path, kind: Q) -> None:
+    path = random_blocks(tmp_path / "m.gguf", kind)
+    read_conversion(path).write(tmp_path / "out", Silent())
+    assert_exact(path, tmp_path / "out", head_dim=64)
+
+
+@pytest.mark.parametrize("kind", READABLE)
+def test_bfloat16_is_the_nearest_and_of_two_the_even_one(tmp_path: Path, kind: Q) -> None:
+    """The library's rounding is ggml's (`ggml_compute_fp32_to_bf16`)."""
+    path = random_blocks(tmp_path / "m.gguf", kind, seed=4)
+    conversion = read_conversion(path, "bfloat16")
+    conversion.write(tmp_path / "out", Silent())
+    expected = as_gguf_has_it(path)
+    for name, bits in written_bits(tmp_path / "out", conversion.headers).items():
+        ours = back(name, bits, 64)
+        theirs = gguf.quantize(expected[name].reshape(ours.shape), Q.BF16).view(np.uint16)
+        assert np.array_equal(ours, theirs), name
+
+
+def written_bits(folder: Path, headers: tuple[TensorHeader, ...]) -> dict[str, np.ndarray[Any, Any]]:
+    """The 16-bit numbers of every tensor, as integers."""
+    data = (folder / "model.safetensors").read_bytes()[-sum(header.size for header in headers) :]
+    found = {}
+    for header in headers:
+        found[header.name] = np.frombuffer(data[: header.size], np.uint16).reshape(header.shape)
+        data = data[header.size :]
+    return found
 
 
 def test_blocks_of_rows_do_not_change_the_result(

@@ -96,8 +96,8 @@ def test_what_the_file_does_not_say_is_left_out() -> None:
 @pytest.mark.parametrize(
     ("changes", "problem"),
     [
-        ({"tokenizer__ggml__model": "llama"}, "tokenizer `llama` cannot be converted yet"),
-        ({"tokenizer__ggml__pre": "tekken"}, "pre-tokenizer `tekken` cannot be converted yet"),
+        ({"tokenizer__ggml__model": "t5"}, "tokenizer `t5` cannot be converted yet"),
+        ({"tokenizer__ggml__pre": "falcon"}, "pre-tokenizer `falcon` cannot be converted yet"),
     ],
 )
 def test_other_tokenizers_are_named(changes: dict[str, Any], problem: str) -> None:

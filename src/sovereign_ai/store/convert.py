@@ -1,34 +1,42 @@
 """GGUF → a model folder that vLLM and transformers read: SafeTensors, config, tokenizer.
 
-Weights are dequantised and written a block of rows at a time, so memory stays at a few blocks whatever the
-size of the model.
+Weights are dequantised on every core and written in order, a block of rows at a time: memory stays at a few
+blocks whatever the size of the model.
 """
 
 from __future__ import annotations
 
 import math
+import os
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import gguf
 import msgspec
 import numpy as np
-from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from sovereign_ai.console import Progress
 from sovereign_ai.errors import BadModelFile, UnsupportedModel
-from sovereign_ai.store.gguf_file import GgufFile, TensorInfo, read_gguf
-from sovereign_ai.store.llama import ROPE_FACTORS, Target, config, read_llama, targets, token_ids, unpermute
+from sovereign_ai.store.decoder import ELSEWHERE, Blueprint, Target
+from sovereign_ai.store.dequantize import SIZES, Dtype, Floats, dequantise, encoded, fits, readable
+from sovereign_ai.store.families import read_blueprint
+from sovereign_ai.store.gguf_file import GgufFile, TensorInfo
+from sovereign_ai.store.special_tokens import config_ids, generation_config
+from sovereign_ai.store.split import read_parts
 from sovereign_ai.store.tokenizer import TokenizerFiles, convert_tokenizer
 from sovereign_ai.store.weights import TensorHeader, write_weights
 
-WEIGHTS_NAME = "model.safetensors"
-BLOCK_BYTES = 16 << 20
-"""Of dequantised float32 values at a time: large against the cost of a step, small against any memory."""
+__all__ = ["Conversion", "Dtype", "read_conversion"]
 
-Dtype = Literal["float32", "bfloat16", "float16"]
-_SIZES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
+WEIGHTS_NAME = "model.safetensors"
+BLOCK_BYTES = 4 << 20
+"""Of dequantised float32 values at a time: large against the cost of a step, small against any memory."""
+THREADS = len(os.sched_getaffinity(0))
+AHEAD = 2
+"""Blocks that may wait for their turn to be written, beside those in the making."""
 
 
 class Conversion(NamedTuple):
@@ -36,9 +44,16 @@ class Conversion(NamedTuple):
 
     file: GgufFile
     dtype: Dtype
-    targets: tuple[Target, ...]
-    config: dict[str, Any]
+    blueprint: Blueprint
     tokenizer: TokenizerFiles
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {**self.blueprint.config, "torch_dtype": self.dtype, **config_ids(self.file)}
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        return self.blueprint.targets
 
     @property
     def weights_bytes(self) -> int:
@@ -46,7 +61,7 @@ class Conversion(NamedTuple):
 
     @property
     def headers(self) -> tuple[TensorHeader, ...]:
-        size = _SIZES[self.dtype]
+        size = SIZES[self.dtype]
         return tuple(
             TensorHeader(target.name, self.dtype, target.shape, math.prod(target.shape) * size)
             for target in self.targets
@@ -59,20 +74,24 @@ class Conversion(NamedTuple):
     def write(self, folder: Path, progress: Progress) -> None:
         """Write everything into `folder`, which must not exist. Progress in bytes of weights written."""
         folder.mkdir()
-        with self.file.path.open("rb") as source:
-            write_weights(folder / WEIGHTS_NAME, self.headers, self._blocks(source), progress)
-        generation = {"_from_model_config": True, **token_ids(self.file)}
-        _write_json(folder / "config.json", self.config)
-        _write_json(folder / "generation_config.json", generation)
-        _write_json(folder / "tokenizer_config.json", self.tokenizer.config)
-        _write_json(folder / "special_tokens_map.json", self.tokenizer.special_tokens)
+        write_weights(folder / WEIGHTS_NAME, self.headers, _blocks(self.targets, self.dtype), progress)
+        for name, content in self._documents().items():
+            path = folder / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
         (folder / "tokenizer.json").write_text(self.tokenizer.tokenizer, encoding="utf-8")
 
-    def _blocks(self, source: BinaryIO) -> Iterator[memoryview]:
-        for target in self.targets:
-            for values in _dequantised(self.file.path, source, target.info, target.head_dim):
-                rows = unpermute(values, target.head_dim) if target.head_dim else values
-                yield _encoded(self.file.path, target, rows, self.dtype)
+    def _documents(self) -> dict[str, Any]:
+        """Every JSON file but the tokenizer's large one. Models that embed generate nothing."""
+        documents: dict[str, Any] = {
+            "config.json": self.config,
+            "tokenizer_config.json": self.tokenizer.config,
+            "special_tokens_map.json": self.tokenizer.special_tokens,
+            **self.blueprint.files,
+        }
+        if self.config["architectures"][0].endswith("ForCausalLM") and not self.blueprint.files:
+            documents["generation_config.json"] = generation_config(self.file)
+        return documents
 
 
 def read_conversion(path: Path, dtype: Dtype = "float32") -> Conversion:
@@ -81,70 +100,65 @@ def read_conversion(path: Path, dtype: Dtype = "float32") -> Conversion:
     With float32 every dequantised value is kept exactly; bfloat16 and float16 round to nearest and halve
     the weights. Raises BadModelFile or UnsupportedModel.
     """
-    file = read_gguf(path)
-    sizes = read_llama(file)
-    found = targets(file, sizes)
-    for kind in {target.info.type for target in found}:
-        _check_readable(path, kind)
-    fields = config(file, sizes, dtype, _rope_factors(file))
-    tokenizer = convert_tokenizer(file, sizes.vocabulary, fields["max_position_embeddings"])
-    return Conversion(file, dtype, found, fields, tokenizer)
+    file = read_parts(path)
+    blueprint = read_blueprint(file)
+    for kind in {target.info.type for target in blueprint.targets}:
+        if not readable(kind):
+            raise UnsupportedModel(f"{path}: weights of type {kind.name} cannot be converted", ELSEWHERE)
+    tokenizer = convert_tokenizer(file, blueprint.vocabulary, blueprint.context)
+    return Conversion(file, dtype, blueprint, tokenizer)
 
 
-def _check_readable(path: Path, kind: GGMLQuantizationType) -> None:
-    """The library says only by failing that it cannot read a type: try on one block of zeros."""
-    try:
-        _dequantise(np.zeros((1, GGML_QUANT_SIZES[kind][1]), dtype=np.uint8), kind)
-    except NotImplementedError as error:
-        raise UnsupportedModel(f"{path}: weights of type {kind.name} cannot be converted") from error
+class _Step(NamedTuple):
+    """Some whole rows of a tensor: where they lie in the source, in bytes."""
+
+    target: Target
+    source: int
+    offset: int
+    size: int
+    dtype: Dtype
+
+    def run(self) -> memoryview:
+        """Read, dequantise, put in order, encode. Runs in a thread: numpy lets others run meanwhile."""
+        info = self.target.info
+        raw = os.pread(self.source, self.size, self.offset)
+        if len(raw) != self.size:
+            raise BadModelFile(f"{info.path}: changed while it was read: tensor `{info.name}` ends early")
+        values = dequantise(np.frombuffer(raw, np.uint8), info.type)
+        if self.target.change:
+            values = self.target.change(values.reshape(-1, info.shape[-1])).reshape(-1)
+        return _encoded(info, values, self.dtype)
 
 
-def _dequantise(
-    rows: np.ndarray[Any, Any], kind: GGMLQuantizationType
-) -> np.ndarray[Any, np.dtype[np.float32]]:
-    with np.errstate(over="ignore", invalid="ignore"):  # what overflows is found, and named, in _encoded
-        values: np.ndarray[Any, np.dtype[np.float32]] = gguf.dequantize(rows, kind)
-    return values
-
-
-def _rope_factors(file: GgufFile) -> np.ndarray[Any, np.dtype[np.float32]] | None:
-    for info in file.tensors:
-        if info.name == ROPE_FACTORS:
-            _check_readable(file.path, info.type)
-            with file.path.open("rb") as source:
-                return next(_dequantised(file.path, source, info, None)).reshape(-1)
-    return None
-
-
-def _dequantised(
-    path: Path, source: BinaryIO, info: TensorInfo, head_dim: int | None
-) -> Iterator[np.ndarray[Any, np.dtype[np.float32]]]:
-    """A tensor as float32 blocks of (rows, columns), each of whole heads where `head_dim` is set."""
-    unit = head_dim or 1
-    row_bytes = info.size // info.rows
-    step = max(1, BLOCK_BYTES // (info.shape[-1] * 4 * unit)) * unit
-    source.seek(info.offset)
-    for start in range(0, info.rows, step):
-        count = min(step, info.rows - start)
-        raw = source.read(count * row_bytes)
-        if len(raw) != count * row_bytes:
-            raise BadModelFile(f"{path}: changed while it was read: tensor `{info.name}` ends early")
-        yield _dequantise(np.frombuffer(raw, np.uint8).reshape(count, row_bytes), info.type)
-
-
-def _encoded(
-    path: Path, target: Target, rows: np.ndarray[Any, np.dtype[np.float32]], dtype: Dtype
-) -> memoryview:
-    with np.errstate(over="ignore"):
-        encoded = rows.astype(np.float16) if dtype == "float16" else rows
-    if not np.isfinite(encoded).all():
+def _encoded(info: TensorInfo, values: Floats, dtype: Dtype) -> memoryview:
+    if not fits(values, dtype):
         raise BadModelFile(
-            f"{path}: tensor `{target.info.name}` has values that {dtype} cannot hold, or are no numbers"
+            f"{info.path}: tensor `{info.name}` has values that {dtype} cannot hold, or are no numbers"
         )
-    if dtype == "bfloat16":
-        encoded = gguf.quantize(rows, GGMLQuantizationType.BF16)
-    return np.ascontiguousarray(encoded).data.cast("B")
+    return encoded(values, dtype).data.cast("B")
 
 
-def _write_json(path: Path, value: object) -> None:
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n")
+def _blocks(targets: tuple[Target, ...], dtype: Dtype) -> Iterator[memoryview]:
+    """The data of all targets in order, made by a few threads."""
+    waiting: deque[Future[memoryview]] = deque()
+    with ExitStack() as stack:
+        paths = {target.info.path for target in targets}
+        sources = {path: stack.enter_context(path.open("rb")).fileno() for path in paths}
+        pool = ThreadPoolExecutor(THREADS, thread_name_prefix="convert")
+        stack.callback(pool.shutdown, cancel_futures=True)
+        for target in targets:
+            for step in _steps(target, sources[target.info.path], dtype):
+                waiting.append(pool.submit(step.run))
+                if len(waiting) > THREADS + AHEAD:
+                    yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def _steps(target: Target, source: int, dtype: Dtype) -> Iterator[_Step]:
+    info, unit = target.info, target.unit
+    row_bytes = info.size // info.rows
+    rows = max(1, BLOCK_BYTES // (info.shape[-1] * 4 * unit)) * unit
+    for start in range(0, info.rows, rows):
+        size = min(rows, info.rows - start) * row_bytes
+        yield _Step(target, source, info.offset + start * row_bytes, size, dtype)

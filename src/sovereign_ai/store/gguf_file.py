@@ -43,13 +43,14 @@ _NUMBERS: dict[int, np.dtype[Any]] = {
 
 class TensorInfo(NamedTuple):
     """Where one tensor lies. `shape` is row-major (GGUF itself lists the fastest dimension first), `offset`
-    and `size` are in bytes from the beginning of the file."""
+    and `size` are in bytes from the beginning of `path`."""
 
     name: str
     shape: tuple[int, ...]
     type: GGMLQuantizationType
     offset: int
     size: int
+    path: Path
 
     @property
     def rows(self) -> int:
@@ -64,6 +65,13 @@ class GgufFile(NamedTuple):
     metadata: dict[str, Any]
     tensors: tuple[TensorInfo, ...]
 
+    @property
+    def architecture(self) -> str:
+        return self.text("general.architecture")
+
+    def tensor(self, name: str) -> TensorInfo | None:
+        return next((tensor for tensor in self.tensors if tensor.name == name), None)
+
     def integer(self, key: str, default: int | None = None) -> int:
         """Raises BadModelFile if the key is missing (without a default) or holds something else."""
         value = self._value(key, default)
@@ -74,7 +82,7 @@ class GgufFile(NamedTuple):
     def number(self, key: str, default: float | None = None) -> float:
         """A float32 becomes the shortest decimal that means it: 1e-05, not 9.999999747378752e-06."""
         value = self._value(key, default)
-        if isinstance(value, np.floating | float | np.integer):
+        if isinstance(value, np.floating | float | np.integer) and np.isfinite(value):
             return float(str(value))
         raise BadModelFile(f"{self.path}: `{key}` is not a number")
 
@@ -101,6 +109,12 @@ class GgufFile(NamedTuple):
         if isinstance(value, np.ndarray) and value.dtype.kind in "iu":
             return [int(number) for number in value]
         raise BadModelFile(f"{self.path}: `{key}` is not a list of integers")
+
+    def numbers(self, key: str) -> np.ndarray[Any, Any]:
+        value = self._value(key, None)
+        if isinstance(value, np.ndarray) and value.dtype.kind in "iuf" and np.isfinite(value).all():
+            return value
+        raise BadModelFile(f"{self.path}: `{key}` is not a list of numbers")
 
     def _value(self, key: str, default: Any) -> Any:
         value = self.metadata.get(key, default)
@@ -246,7 +260,8 @@ def _tensor_info(cursor: _Cursor) -> TensorInfo:
         raise BadModelFile(
             f"{cursor.path}: tensor `{name}` has shape {list(shape)}, not blocks of {per_block}"
         )
-    return TensorInfo(name, shape, tensor_type, offset, math.prod(shape) // per_block * block_bytes)
+    size = math.prod(shape) // per_block * block_bytes
+    return TensorInfo(name, shape, tensor_type, offset, size, cursor.path)
 
 
 def _check_tensors(path: Path, size: int, alignment: int, tensors: tuple[TensorInfo, ...]) -> None:
