@@ -182,7 +182,7 @@ STEPS = [
 def test_ctrl_c_at_any_step_leaves_nothing(
     store: Store, console: Console, tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch, owner: Any, step: str
 ) -> None:
-    def pressed(*args: Any) -> None:
+    def pressed(*args: Any, **kwargs: Any) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
