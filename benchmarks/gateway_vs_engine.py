@@ -153,7 +153,7 @@ def measure(home: Path, port: int, rounds: int) -> dict[int, dict[str, list[Run]
     found: dict[int, dict[str, list[Run]]] = {c: {"path": [], "engine": []} for c in CONCURRENCY}
     with running_stack(home, port) as (url, key):
         model_json, prompts = rendered_prompts(home)
-        python = next((home / "engines").glob("*/venv/bin/python"))
+        python = next((home / "engines").glob("cpu-*/venv/bin/python"))
         engine = EngineAlone(python, model_json, prompts)
         try:
             for number in range(rounds + 1):

@@ -191,7 +191,7 @@ def stack(first_up: tuple[Stack, str]) -> Stack:
 def engine_python(first_up: tuple[Stack, str]) -> Path:
     """The interpreter of the engine environment, for references computed without our code."""
     stack, _ = first_up
-    return next((stack.home / "engines").glob("*/venv/bin/python"))
+    return next((stack.home / "engines").glob("cpu-*/venv/bin/python"))
 
 
 def model_folder(stack: Stack, name: str) -> Path:
