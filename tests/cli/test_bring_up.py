@@ -142,19 +142,20 @@ def test_a_failed_install_leaves_the_home_free(
     assert RunLock(here.paths.run).holder() is None
 
 
-def test_a_source_that_can_only_be_planned_for_is_told_before_the_engine_is_installed(
+def test_a_source_that_does_not_have_the_model_is_told_before_the_engine_is_installed(
     here: Here, machine: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def ensured(paths: Paths, kind: str, console: Console) -> EngineEnvironment:
         raise AssertionError("the engine was installed in vain")
 
     monkeypatch.setattr(environment, "ensure", ensured)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     file = tmp_path / "factory.yaml"
     file.write_text("models:\n  - name: smol\n    source: hf:HuggingFaceTB/SmolLM2-135M-Instruct\n")
     code, out, err = up(here, "-f", str(file))
     assert code == 69
     assert re.search(r"^smol +CPU ", out, re.MULTILINE)
-    assert "error: model smol: `hf:HuggingFaceTB/SmolLM2-135M-Instruct` can be planned for, but not" in err
+    assert "error: HF_HUB_OFFLINE is set: no hub is asked" in err
 
 
 def test_a_model_of_which_nothing_is_known_is_brought_in_first(

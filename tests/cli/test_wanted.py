@@ -91,10 +91,10 @@ def test_a_hub_model_that_nobody_knows(store: Store) -> None:
     with pytest.raises(ConfigError, match=r"factory.yaml:7: nothing is known of `Qwen/Qwen2.5-7C`") as caught:
         model_of(entry("hf:Qwen/Qwen2.5-7C"), store)
     assert caught.value.hint.startswith("the catalog has qwen2.5-7b, ")
-    assert caught.value.hint.endswith("; or download it elsewhere and use file:FOLDER")
+    assert "; or bring it in: sovereign models pull hf:Qwen/Qwen2.5-7C" in caught.value.hint
     with pytest.raises(ConfigError) as caught:
         model_of(entry("hf:x/zzzzzzzz"), store)
-    assert caught.value.hint == "download it elsewhere and use file:FOLDER"
+    assert caught.value.hint.startswith("bring it in: sovereign models pull hf:")
 
 
 def test_a_model_that_only_tells_once_it_is_here(store: Store, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from sovereign_ai.errors import (
     UnsupportedModel,
     UsageError,
 )
-from sovereign_ai.store import Store, convert, ensure, files, install
+from sovereign_ai.store import Store, check_reachable, convert, ensure, files, install
 from tests.store.tiny import write_folder, write_gguf, write_wheel
 
 
@@ -269,3 +269,16 @@ def test_two_processes_bring_a_model_in_once(store: Store, tiny_gguf: Path) -> N
     assert answers[0][0] == answers[1][0] != ""
     assert sum("Converting" in errors for _, errors in answers) == 1
     assert visible(store) == ["m"]
+
+
+def test_a_source_is_asked_before_anything_large_is_fetched(
+    store: Store, console: Console, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("OLLAMA_MODELS", str(tmp_path))
+    for source in ("hf:org/name", "ollama:name"):
+        with pytest.raises(SourceError):
+            check_reachable(store, ModelEntry(name="m", source=source))
+    check_reachable(store, entry(tmp_path / "none"))
+    ensure(store, entry(tiny_folder), console)
+    check_reachable(store, entry(tiny_folder))

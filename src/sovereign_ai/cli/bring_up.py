@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from sovereign_ai import catalog
 from sovereign_ai.cli import address, conversation, plan_tables, tables
 from sovereign_ai.cli.planning import plan_of
-from sovereign_ai.cli.wanted import known_model
+from sovereign_ai.cli.wanted import known_model, stored_formats
 from sovereign_ai.config import Factory, ModelEntry, Paths, environment
 from sovereign_ai.console import Console
 from sovereign_ai.deploy import local
@@ -24,7 +24,7 @@ from sovereign_ai.inventory import catalog_bandwidths, form_tiers, take_inventor
 from sovereign_ai.planner import wish_for
 from sovereign_ai.render import TritonProcess, render_routes, triton_processes
 from sovereign_ai.spec import Inventory, Model, Plan, Tier
-from sovereign_ai.store import Store, ensure
+from sovereign_ai.store import Store, check_reachable, ensure
 from sovereign_ai.store.manifest import Manifest
 
 FIRST_QUESTION = "What is the capital of France?"
@@ -90,6 +90,8 @@ class _Up:
         plan_tables.show_plan(self._console, plan, inventory)
         with self._watch.stage("engine environment"):
             kind = engine_environment.kind_for(inventory)
+            for entry in self._entries:
+                check_reachable(self._store, entry)
             engine = engine_environment.ensure(self._paths, kind, self._console)
         with self._watch.stage("models: fetch, convert, verify"):
             manifests = self._models()
@@ -122,7 +124,10 @@ class _Up:
             return ensure(self._store, entry, self._console).model
 
     def _plan(self, inventory: Inventory, tiers: Sequence[Tier], models: Sequence[Model]) -> Plan:
-        wishes = [wish_for(model, entry) for model, entry in zip(models, self._entries, strict=True)]
+        wishes = [
+            wish_for(model, entry, stored=stored_formats(entry, self._store))
+            for model, entry in zip(models, self._entries, strict=True)
+        ]
         with self._watch.stage("plan"):
             return plan_of(self._factory, self._paths, inventory, tiers, wishes)
 

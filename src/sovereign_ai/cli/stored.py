@@ -20,7 +20,7 @@ from sovereign_ai.deploy import local
 from sovereign_ai.errors import DigestMismatch, PlanError, SovereignError, StoreError, UsageError, disk_errors
 from sovereign_ai.inventory import catalog_bandwidths, form_tiers
 from sovereign_ai.planner import wish_for
-from sovereign_ai.spec import Deployment, Format, Noun, Plan
+from sovereign_ai.spec import Deployment, Noun, Plan
 from sovereign_ai.store import Manifest, Store, archive
 from sovereign_ai.store.layout import regular_files, writer_lock
 
@@ -160,7 +160,7 @@ def show(console: Console, factory: Factory, paths: Paths, name: str, version: s
                 "folder": str(store.folder(manifest)),
                 "current": store.current(name) == manifest.version,
                 "versions": [one.version for one in store.versions(name)],
-                "formats": formats_of(store, manifest),
+                "formats": store.formats(manifest),
                 "deployments": users,
                 "tiers": fits,
             }
@@ -181,7 +181,7 @@ def _facts(store: Store, manifest: Manifest, users: Sequence[str]) -> Iterable[t
     yield "architecture", f"{shape.architecture}, {shape.layers} layers of {shape.hidden}, {model.task}"
     yield "parameters", f"{human_count(shape.parameters)} ({shape.parameters})"
     yield "context", f"{shape.context_max} tokens at most"
-    yield "formats", ", ".join(formats_of(store, manifest))
+    yield "formats", ", ".join(store.formats(manifest))
     yield "size", f"{human_bytes(manifest.total_bytes)}, of it weights {human_bytes(model.weights_bytes)}"
     yield "licence", manifest.license or "not stated"
     yield "source", manifest.source + (f" at {origin.revision}" if origin.revision else "")
@@ -203,22 +203,11 @@ def _tools(tools: dict[str, str]) -> str:
     return ", ".join(f"{name} {version}" for name, version in tools.items())
 
 
-def formats_of(store: Store, manifest: Manifest) -> list[Format]:
-    """The formats that the store has of a version: its own, and those of its variants."""
-    base = manifest.quantization.base if manifest.quantization else manifest.version
-    family = [
-        one
-        for one in store.versions(manifest.name)
-        if base in (one.version, one.quantization.base if one.quantization else None)
-    ]
-    return list(dict.fromkeys(one.model.given_format for one in family))
-
-
 def tier_fits(factory: Factory, paths: Paths, store: Store, manifest: Manifest) -> tuple[TierFit, ...]:
     """What the planner says of the model alone on each tier of this machine."""
     inventory = look(None)
     tiers = form_tiers(inventory, factory.tiers, catalog_bandwidths(inventory))
-    wish = wish_for(manifest.model, stored=formats_of(store, manifest))
+    wish = wish_for(manifest.model, stored=store.formats(manifest))
     fits = []
     for tier in tiers:
         try:

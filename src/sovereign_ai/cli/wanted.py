@@ -30,7 +30,13 @@ FORMATS: tuple[tuple[str, Format], ...] = (
 
 def wishes_for(entries: Sequence[ModelEntry], store: Store) -> list[Wish]:
     """Raises ConfigError for a model of which nothing is known yet, StoreError for broken files."""
-    return [wish_for(model_of(entry, store), entry) for entry in entries]
+    return [wish_for(model_of(entry, store), entry, stored=stored_formats(entry, store)) for entry in entries]
+
+
+def stored_formats(entry: ModelEntry, store: Store) -> tuple[Format, ...]:
+    """The formats of the entry's model that the store has; none where it does not have it."""
+    found = store.find(entry.name, entry.source)
+    return store.formats(found) if found else ()
 
 
 def model_of(entry: ModelEntry, store: Store) -> Model:
@@ -125,7 +131,8 @@ def _unknown(entry: ModelEntry, kind: str, rest: str) -> ConfigError:
         near = nearest_shapes(rest)
         hint = f"the catalog has {', '.join(near)}; or " if near else ""
         return ConfigError(
-            f"{where}nothing is known of `{rest}`", f"{hint}download it elsewhere and use file:FOLDER"
+            f"{where}nothing is known of `{rest}` before it is here",
+            f"{hint}bring it in: sovereign models pull {kind}:{rest} --name {entry.name}",
         )
     return ConfigError(
         f"{where}nothing is known of `{entry.name}` before it is here ({entry.source})",

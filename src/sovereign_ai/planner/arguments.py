@@ -16,9 +16,14 @@ def engine_arguments(wish: Wish, fit: Fit, release: Release) -> dict[str, Any]:
     if wish.model.task == "embed":
         return embedding_arguments(wish)
     if fit.layout.rooms[0].device.kind == "cpu":
-        return cpu_arguments(fit)
-    known = supported_arguments(release.version)
-    return {key: value for key, value in _gpu_arguments(fit).items() if key in known and value is not None}
+        return cpu_arguments(fit) | _code(wish)
+    known, wanted = supported_arguments(release.version), _gpu_arguments(fit) | _code(wish)
+    return {key: value for key, value in wanted.items() if key in known and value is not None}
+
+
+def _code(wish: Wish) -> dict[str, Any]:
+    """Only where factory.yaml says so by name."""
+    return {"trust_remote_code": True} if wish.remote_code else {}
 
 
 def _gpu_arguments(fit: Fit) -> dict[str, Any]:

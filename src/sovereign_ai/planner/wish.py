@@ -26,7 +26,8 @@ LEAST_CONTEXT = 8192
 
 class Wish(Noun, frozen=True, kw_only=True):
     """One model to place. `context` in tokens, None: the longest that fits. `formats` are those that may be
-    used (none: any), `stored` those that the store has. `where` says file and line of the wish."""
+    used (none: any), `stored` those that the store has. `remote_code`: Python code that
+    came with the model may run. `where` says file and line of the wish."""
 
     model: Model
     context: int | None = None
@@ -39,6 +40,7 @@ class Wish(Noun, frozen=True, kw_only=True):
     stored: tuple[Format, ...] = ()
     tier: str | None = None
     devices: tuple[str, ...] = ()
+    remote_code: bool = False
     where: str = ""
 
     @property
@@ -83,6 +85,7 @@ def wish_for(model: Model, entry: ModelEntry | None = None, *, stored: Iterable[
         stored=tuple(stored),
         tier=entry.tier,
         devices=entry.devices,
+        remote_code=entry.remote_code,
         where=entry.where,
     )
     most = model.shape.context_max

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from sovereign_ai.store.install import Options, ensure
+from sovereign_ai.store.install import Options, check_reachable, ensure
 from sovereign_ai.store.layout import Store
 from sovereign_ai.store.manifest import Manifest
 
-__all__ = ["Manifest", "Options", "Store", "ensure"]
+__all__ = ["Manifest", "Options", "Store", "check_reachable", "ensure"]

@@ -35,6 +35,7 @@ _SOURCES: dict[str, _Source] = {
 }
 _STAMPS: dict[str, Callable[[str], str | None]] = {"file": files.stamp, "ollama": ollama.stamp}
 """Sources on this machine, and what tells whether they have changed."""
+_ASKS: dict[str, Callable[[str], object]] = {"hf": hub.commit_of, "ollama": ollama.digest_of}
 _TOOLS = ("sovereign-ai", "gguf", "safetensors", "tokenizers", "numpy")
 
 
@@ -61,6 +62,15 @@ def ensure(store: Store, entry: ModelEntry, console: Console, options: Options |
         with store.writing(console):
             manifest = _stored(store, entry, options) or _bring_in(store, entry, options, console)
     return _as_asked(manifest, entry)
+
+
+def check_reachable(store: Store, entry: ModelEntry) -> None:
+    """Ask a source whose model is not here yet whether it has it: before anything large is fetched.
+
+    Packages are not asked about: pip cannot without downloading. Raises SourceError, UnsupportedModel.
+    """
+    if store.find(entry.name, entry.source) is None and (asks := _ASKS.get(kind(entry.source))):
+        asks(entry.source)
 
 
 def _stored(store: Store, entry: ModelEntry, options: Options) -> Manifest | None:

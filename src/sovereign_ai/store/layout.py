@@ -139,6 +139,12 @@ class Store:
         ]
         return made[-1] if made else None
 
+    def formats(self, manifest: Manifest) -> tuple[Format, ...]:
+        """The formats that are here of a version: its own, and those of the variants made from it."""
+        base = manifest.quantization.base if manifest.quantization else manifest.version
+        family = [one for one in self.versions(manifest.name) if base in (one.version, _base(one))]
+        return tuple(dict.fromkeys(one.model.given_format for one in family))
+
     def verify(self, manifest: Manifest, progress: Progress) -> None:
         """Compare every byte with the manifest: names, sizes, SHA-256. Progress in bytes read.
 
@@ -265,6 +271,10 @@ def _read(path: Path) -> Manifest:
             f"{path}: describes {manifest.name} {manifest.version}, not what its folder says", AGAIN
         )
     return manifest
+
+
+def _base(manifest: Manifest) -> str | None:
+    return manifest.quantization.base if manifest.quantization else None
 
 
 def _problem(path: Path) -> DigestMismatch | None:

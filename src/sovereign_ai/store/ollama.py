@@ -64,10 +64,15 @@ def material(store: Store, entry: ModelEntry, staging: Path, console: Console) -
     yield Material(digest[:VERSION_DIGITS], source, origin, None, blob)
 
 
+def digest_of(source: str) -> str:
+    """The SHA-256 of the weights that the tag means now. Raises SourceError, UnsupportedModel."""
+    return _weights(source)[1]
+
+
 def stamp(source: str) -> str | None:
-    """The digest of the weights that the tag means now; None where Ollama has it no more."""
+    """The same; None where Ollama has it no more."""
     try:
-        return _weights(source)[1]
+        return digest_of(source)
     except (SourceError, UnsupportedModel):
         return None
 
