@@ -22,7 +22,7 @@ from tests.cli.conftest import Done, Here, Sovereign
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "golden"
-NAMES = sorted(folder.name for folder in (ROOT / "examples").iterdir() if folder.is_dir())
+NAMES = sorted(file.parent.name for file in (ROOT / "examples").glob("*/inventory.json"))
 EXPLAINED = {"reference-rig": "mistral-nemo"}
 """One model whose lost options are agreed on too."""
 
