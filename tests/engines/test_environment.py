@@ -28,7 +28,7 @@ from sovereign_ai.errors import (
 )
 from sovereign_ai.spec import Device, Inventory, Node
 from sovereign_ai.store.pip import PipFailed, run_pip
-from tests.engines.wheelhouse import PYTHON
+from tests.engines.wheelhouse import PYTHON, describe, write_wheel
 
 DIGEST = "0123456789ab"
 NAME = f"cpu-py{PYTHON}-{DIGEST}"
@@ -439,3 +439,49 @@ def test_gpus_have_no_engine_yet() -> None:
         environment.kind_for(inventory("gpu", "gpu"))
     assert "`--cpu`" in caught.value.hint
     assert caught.value.exit_code == 69
+
+
+BEHIND = "0123456789ab-behind"
+
+
+@pytest.fixture
+def two_locks(lock: Lock, house: Path, monkeypatch: pytest.MonkeyPatch) -> Lock:
+    """The tiny engine, and an environment in front of it that has a numpy and a library of its own."""
+    files = {"numpy": {"numpy/__init__.py": "version = 'own'\n"}, "library": {"library/__init__.py": ""}}
+    own = tuple(
+        Package(name, "2.0", (describe(write_wheel(house, name, content, "2.0")),))
+        for name, content in files.items()
+    )
+    front = Lock("quantize", lock.platform, lock.pythons, own, behind="cpu")
+    found = {"cpu": (lock, DIGEST), "quantize": (front, BEHIND)}
+    monkeypatch.setattr(environment, "load_lock", found.__getitem__)
+    return front
+
+
+def test_an_environment_in_front_of_another_sees_its_own_packages_first(
+    paths: Paths, two_locks: Lock, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = environment.ensure(paths, "quantize", console)
+    assert {one.complete.kind for one in environment.installed(paths)} == {"cpu", "quantize"}
+    assert found.complete.behind == NAME
+    assert found.complete.versions == {"numpy": "2.0", "library": "2.0"}
+    moved = paths.home.rename(paths.home.with_name("moved"))
+    python = moved / found.python.relative_to(paths.home)
+    code = "import library, numpy, torch; print(numpy.version, torch.__file__)"
+    said = subprocess.run([str(python), "-I", "-c", code], capture_output=True, text=True, check=True)
+    version, torch = said.stdout.split()
+    assert version == "own"
+    assert Path(torch).is_relative_to(moved / "engines" / NAME)
+    assert not (found.root / "triton").exists()
+
+
+def test_an_environment_in_front_stands_again_once_the_one_behind_does(
+    paths: Paths, copied: list[str], two_locks: Lock, console: Console
+) -> None:
+    first = environment.ensure(paths, "quantize", console)
+    downloaded = list(copied)
+    environment.remove(paths, NAME)
+    again = environment.ensure(paths, "quantize", console)
+    assert again == first
+    assert sorted(set(downloaded)) == sorted(downloaded)
+    assert [file for file in copied[len(downloaded) :] if "2.0" in file] == []

@@ -69,7 +69,23 @@ def test_the_shipped_lock_names_no_file_twice_and_every_digest_in_full() -> None
     assert all(min(found.bytes, found.unpacked_bytes) > 0 for found in wheels)
 
 
+def test_the_lock_of_the_quantizer_holds_what_the_engine_has_not() -> None:
+    lock, digest = load_lock("quantize")
+    engine, behind = load_lock("cpu")
+    content = (resources.files("sovereign_ai.engines") / "locks" / "quantize.json").read_bytes()
+    assert hashlib.sha256(content + behind.encode()).hexdigest().startswith(digest)
+    assert (lock.kind, lock.behind, lock.title) == ("quantize", "cpu", "the quantizing library")
+    assert (engine.behind, engine.title) == (None, "the engine")
+    assert lock.has("llmcompressor")
+    assert not lock.has(TORCH_PACKAGE)
+    assert lock.pythons == engine.pythons
+    for python in lock.pythons:
+        assert all(package.wheel_for(python) for package in lock.installs(python))
+        same = {p.requirement for p in lock.installs(python)} & {p.requirement for p in engine.packages}
+        assert same == set()
+
+
 def test_a_kind_without_a_lock_is_unavailable() -> None:
     with pytest.raises(EngineUnavailable, match="no `cuda` engine environment") as caught:
         load_lock("cuda")
-    assert caught.value.hint == "known: cpu"
+    assert caught.value.hint == "known: cpu, quantize"

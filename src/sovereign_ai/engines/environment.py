@@ -1,4 +1,5 @@
-"""Engine environments: the pinned place where Triton, vLLM and torch live, apart from this package.
+"""Engine environments: the pinned place where Triton, vLLM and torch live, apart from this package. The
+library that quantizes has one of its own, with an engine's behind it.
 
 `<home>/engines/<kind>-py<version>-<digest of the lock>/` holds a virtual environment, Triton's files and,
 once everything is in, `complete.json`. That file is written last and renamed into place: a folder without it
@@ -7,6 +8,7 @@ was interrupted and is finished by the next install, which downloads nothing twi
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import time
@@ -34,8 +36,12 @@ MIN_SPARE_BYTES = 256 * 1024 * 1024
 """Left free beside an install: compiled bytecode and what else the machine writes meanwhile."""
 
 
+BEHIND = "behind.pth"
+"""Names the packages of the environment behind; Python looks there after the environment's own."""
+
+
 class Complete(msgspec.Struct, frozen=True, kw_only=True):
-    """The whole of complete.json."""
+    """The whole of complete.json. `behind` is the folder of the environment behind it."""
 
     kind: str
     lock: str
@@ -43,6 +49,7 @@ class Complete(msgspec.Struct, frozen=True, kw_only=True):
     versions: dict[str, str]
     bytes: int
     installed_at: float
+    behind: str | None = None
 
 
 class EngineEnvironment(msgspec.Struct, frozen=True):
@@ -58,6 +65,11 @@ class EngineEnvironment(msgspec.Struct, frozen=True):
     @property
     def python(self) -> Path:
         return self.venv / "bin" / "python"
+
+    @property
+    def site(self) -> Path:
+        """Folder of its packages."""
+        return _site(self.root, self.complete.interpreter.minor)
 
     @property
     def tritonserver(self) -> Path:
@@ -123,12 +135,13 @@ def ensure(paths: Paths, kind: str, console: Console) -> EngineEnvironment:
     lock, digest = load_lock(kind)
     if found := _finished(paths, digest):
         return found
-    interpreter = find_interpreter(lock.pythons)
+    behind = ensure(paths, lock.behind, console) if lock.behind else None
+    interpreter = behind.complete.interpreter if behind else find_interpreter(lock.pythons)
     with disk_errors("installing the engine environment", paths.engines):
         paths.engines.mkdir(parents=True, exist_ok=True)
     with writer_lock(paths.engines, console):
         # Another process may have installed it while this one waited.
-        return _finished(paths, digest) or _install(paths, lock, digest, interpreter, console)
+        return _finished(paths, digest) or _install(paths, lock, digest, interpreter, behind, console)
 
 
 def _finished(paths: Paths, digest: str) -> EngineEnvironment | None:
@@ -136,9 +149,11 @@ def _finished(paths: Paths, digest: str) -> EngineEnvironment | None:
 
 
 def _usable(environment: EngineEnvironment) -> bool:
-    """False after the interpreter it was made with was removed or replaced by another minor version."""
-    known = environment.complete.interpreter
-    return environment.python.exists() and Path(known.library_folder).is_dir()
+    """False after the interpreter it was made with was removed or replaced by another minor version, or the
+    environment behind it was removed."""
+    known, behind = environment.complete.interpreter, environment.complete.behind
+    stands = behind is None or _read(environment.root.parent / behind) is not None
+    return stands and environment.python.exists() and Path(known.library_folder).is_dir()
 
 
 def installed(paths: Paths) -> tuple[EngineEnvironment, ...]:
@@ -178,7 +193,12 @@ def remove(paths: Paths, name: str) -> int:
 
 
 def _install(
-    paths: Paths, lock: Lock, digest: str, interpreter: Interpreter, console: Console
+    paths: Paths,
+    lock: Lock,
+    digest: str,
+    interpreter: Interpreter,
+    behind: EngineEnvironment | None,
+    console: Console,
 ) -> EngineEnvironment:
     root = paths.engines / f"{lock.kind}-py{interpreter.minor}-{digest}"
     cache = paths.cache / "wheels" / root.name
@@ -189,18 +209,35 @@ def _install(
         shutil.rmtree(root, ignore_errors=True)
         root.mkdir(parents=True)
         _make_venv(root, interpreter)
-        if not any(file.name.startswith(f"{TORCH_PACKAGE}-") for file in files):
-            torch = lock.package(TORCH_PACKAGE)
-            python = root / "venv" / "bin" / "python"
-            wheels.install_torch(torch, torch.wheel_for(interpreter.minor), cache, python, console)
+        _put_torch(root, files, lock, interpreter.minor, cache, console)
         _install_wheels(
             root, [file for file in files if not _is_triton(file)], lock, interpreter.minor, console
         )
-        _unpack_triton(root, next(file for file in files if _is_triton(file)))
-        _make_stub_folder(root, interpreter.minor)
-        complete = _finish(root, lock, digest, interpreter)
+        if lock.has(TRITON_PACKAGE):
+            _unpack_triton(root, next(file for file in files if _is_triton(file)))
+            _make_stub_folder(root, interpreter.minor)
+        if behind:
+            _put_behind(behind, _site(root, interpreter.minor))
+        complete = _finish(root, lock, digest, interpreter, behind)
         shutil.rmtree(cache, ignore_errors=True)
     return EngineEnvironment(root, complete)
+
+
+def _site(root: Path, python: str) -> Path:
+    return root / "venv" / "lib" / f"python{python}" / "site-packages"
+
+
+def _put_torch(root: Path, files: list[Path], lock: Lock, python: str, cache: Path, console: Console) -> None:
+    """Where the lock has it and pip's index did not."""
+    if not lock.has(TORCH_PACKAGE) or any(file.name.startswith(f"{TORCH_PACKAGE}-") for file in files):
+        return
+    torch = lock.package(TORCH_PACKAGE)
+    wheels.install_torch(torch, torch.wheel_for(python), cache, root / "venv" / "bin" / "python", console)
+
+
+def _put_behind(behind: EngineEnvironment, site: Path) -> None:
+    """By a relative path, so that the home folder can be moved."""
+    (site / BEHIND).write_text(os.path.relpath(behind.site, site) + "\n")
 
 
 def _check_space(root: Path, lock: Lock, python: str, present: int) -> None:
@@ -232,9 +269,9 @@ def _install_wheels(root: Path, files: list[Path], lock: Lock, python: str, cons
     """pip puts the wheels in, without looking at what they ask for: the lock is the whole truth."""
     sizes = {wheel.file: wheel.unpacked_bytes for _, wheel in lock.wheels(python)}
     total = sum(sizes.get(file.name, 0) for file in files)
-    site = root / "venv" / "lib" / f"python{python}" / "site-packages"
+    site = _site(root, python)
     arguments = ["install", "--no-deps", "--no-index", "--no-cache-dir", "--no-warn-script-location", "-q"]
-    with console.progress("installing the engine", total=total) as progress:
+    with console.progress(f"installing {lock.title}", total=total) as progress:
         done = 0
         for batch in _batches(files, sizes):
             progress.update(done, note=batch[0].name.split("-")[0])
@@ -273,13 +310,15 @@ def _unpack_triton(root: Path, wheel: Path) -> None:
 
 
 def _make_stub_folder(root: Path, python: str) -> None:
-    site = root / "venv" / "lib" / f"python{python}" / "site-packages"
+    site = _site(root, python)
     (root / "stub").mkdir()
     for name in ("numpy", "numpy.libs"):
         (root / "stub" / name).symlink_to(site / name)
 
 
-def _finish(root: Path, lock: Lock, digest: str, interpreter: Interpreter) -> Complete:
+def _finish(
+    root: Path, lock: Lock, digest: str, interpreter: Interpreter, behind: EngineEnvironment | None
+) -> Complete:
     complete = Complete(
         kind=lock.kind,
         lock=digest,
@@ -287,6 +326,7 @@ def _finish(root: Path, lock: Lock, digest: str, interpreter: Interpreter) -> Co
         versions={package.name: package.version for package in lock.installs(interpreter.minor)},
         bytes=sum(file.lstat().st_size for file in root.rglob("*") if not file.is_dir()),
         installed_at=time.time(),
+        behind=behind.root.name if behind else None,
     )
     temporary = root / f".{COMPLETE}"
     temporary.write_bytes(msgspec.json.encode(complete))

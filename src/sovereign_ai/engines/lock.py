@@ -1,7 +1,8 @@
-"""The engine lock: what an engine environment holds, to the byte. Pure.
+"""The lock: what an environment holds, to the byte. Pure.
 
 `locks/<kind>.json` is made by `tools/lock_engine.py`. The environment's folder name carries the lock's
-digest, so a new lock never reuses an old environment.
+digest, so a new lock never reuses an old environment. `cpu` is the engine's; `quantize`, for making quantized
+variants, holds only what differs from the environment behind it.
 """
 
 from __future__ import annotations
@@ -44,12 +45,22 @@ class Package(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Lock(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`pythons` are the minor versions the lock was resolved for, best proved first."""
+    """`pythons` are the minor versions the lock was resolved for, best proved first. `behind` is the kind of
+    environment whose packages are seen where this one has none of its own."""
 
     kind: str
     platform: str
     pythons: tuple[str, ...]
     packages: tuple[Package, ...]
+    behind: str | None = None
+
+    def has(self, name: str) -> bool:
+        return any(package.name == name for package in self.packages)
+
+    @property
+    def title(self) -> str:
+        """For texts that people read."""
+        return "the quantizing library" if self.behind else "the engine"
 
     def wheels(self, python: str) -> tuple[tuple[Package, Wheel], ...]:
         """Every wheel whose digest is known, for one Python minor version such as `3.11`."""
@@ -57,7 +68,7 @@ class Lock(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return tuple((package, wheel) for package, wheel in pairs if wheel)
 
     def installs(self, python: str) -> tuple[Package, ...]:
-        """What goes in for one Python: every package with a wheel for it, and torch always."""
+        """What goes in for one Python: every package with a wheel for it, and torch where it is listed."""
         return tuple(p for p in self.packages if p.wheel_for(python) or p.name == TORCH_PACKAGE)
 
     def download_bytes(self, python: str) -> int:
@@ -71,7 +82,7 @@ class Lock(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def load_lock(kind: str) -> tuple[Lock, str]:
-    """The lock and its digest (12 hexadecimal digits).
+    """The lock and its digest (12 hexadecimal digits), which changes with that of the lock behind it.
 
     Raises EngineUnavailable where the project has no environment of that kind yet.
     """
@@ -80,6 +91,9 @@ def load_lock(kind: str) -> tuple[Lock, str]:
         content = file.read_bytes()
     except FileNotFoundError as error:
         raise EngineUnavailable(
-            f"there is no `{kind}` engine environment in this version", "known: cpu"
+            f"there is no `{kind}` engine environment in this version", "known: cpu, quantize"
         ) from error
-    return msgspec.json.decode(content, type=Lock), hashlib.sha256(content).hexdigest()[:12]
+    lock = msgspec.json.decode(content, type=Lock)
+    if lock.behind:
+        content += load_lock(lock.behind)[1].encode()
+    return lock, hashlib.sha256(content).hexdigest()[:12]

@@ -36,7 +36,7 @@ def download(lock: Lock, python: str, folder: Path, console: Console) -> list[Pa
     """
     missing = [pair for pair in lock.wheels(python) if not _is_right(folder / pair[1].file, pair[1])]
     total = lock.download_bytes(python)
-    with console.progress("downloading the engine", total=total) as progress:
+    with console.progress(f"downloading {lock.title}", total=total) as progress:
         done = total - sum(wheel.bytes for _, wheel in missing)
         for batch in _batches(missing):
             _download_batch(batch, folder, progress, done)
