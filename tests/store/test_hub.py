@@ -280,6 +280,18 @@ def test_a_gguf_on_a_hub_is_converted(store: Store, console: Console, server: Hu
     assert (manifest.conversion.file, manifest.conversion.dtype) == ("tiny.gguf", "bfloat16")
 
 
+def test_one_gguf_of_a_collection(store: Store, console: Console, server: Hub, tmp_path: Path) -> None:
+    data = write_gguf(tmp_path / "t.gguf").read_bytes()
+    server.models[REPO] = {"m-Q4.gguf": b"never taken", "m-Q8.gguf": data}
+    with pytest.raises(UnsupportedModel, match="holds 2 GGUF files"):
+        ensure(store, entry(), console)
+    source = f"hf:{REPO}/m-Q8.gguf"
+    manifest = ensure(store, entry(source), console)
+    assert manifest.source == source
+    assert not server.asked("m-Q4.gguf")
+    assert ensure(store, entry(f"{source}@{'a' * 40}"), console) == manifest
+
+
 def test_no_space_is_told_before_the_first_byte(console: Console, server: Hub, tmp_path: Path) -> None:
     store = Store(tmp_path / "models", tmp_path / "cache", free_bytes=lambda folder: 1000)
     with pytest.raises(NoSpace, match="downloading hf:tiny/MiniLM needs"):

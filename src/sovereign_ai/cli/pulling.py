@@ -122,7 +122,9 @@ def _absolute(source: str) -> str:
 def name_for(source: str) -> str:
     """The name a model gets where none was given: what its source calls it, in letters that names have."""
     text = {
-        "hf": lambda: hub_model(source).repo.rpartition("/")[2],
+        "hf": lambda: (
+            (hub_model(source).file or hub_model(source).repo).rpartition("/")[2].removesuffix(".gguf")
+        ),
         "ollama": lambda: "-".join(ollama_model(source)[2:]).removesuffix("-latest"),
         "pypi": lambda: package(source).name,
         "file": lambda: Path(source.removeprefix("file:")).name.removesuffix(".gguf"),

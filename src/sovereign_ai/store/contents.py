@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 from typing import NamedTuple
@@ -15,31 +16,62 @@ PICKLES = frozenset({".bin", ".pt", ".ckpt", ".pth", ".pkl"})
 
 
 class Contents(NamedTuple):
-    """The files to take. `gguf` is set for a single GGUF; else `root` is the model's folder, and
-    `files` are below it."""
+    """The files to take. `gguf` is set for a GGUF (the first part, where it is split: `files` are all of
+    them); else `root` is the model's folder, and `files` are below it."""
 
     gguf: PurePosixPath | None
     root: PurePosixPath
     files: tuple[PurePosixPath, ...]
 
 
-def choose(names: Iterable[PurePosixPath], where: str, *, code: bool = False) -> Contents:
+def choose(
+    names: Iterable[PurePosixPath], where: str, *, code: bool = False, gguf: PurePosixPath | None = None
+) -> Contents:
     """The one model among `names`: a folder with config.json and SafeTensors, else a single GGUF.
 
     Of nested folders the outermost counts. Hidden files and names that lead elsewhere are never taken; `code`
-    takes *.py too. Raises UnsupportedModel where there is no model or more than one; `where` is what holds
-    the files, for the message.
+    takes *.py too; `gguf` names the one to take. Raises UnsupportedModel where there is no model or more than
+    one; `where` is what holds the files, for the message.
     """
     paths = [name for name in names if is_safe(name)]
+    if gguf is not None:
+        return _gguf(gguf, paths, where)
     roots = _model_folders(paths)
     if roots:
         root = _only(roots, where, "model folders")
         return Contents(None, root, tuple(path for path in paths if _taken(path, root, code=code)))
-    ggufs = [path for path in paths if path.suffix.lower() == ".gguf"]
+    ggufs = [path for path in paths if path.suffix.lower() == ".gguf" and not _is_later_part(path)]
     if ggufs:
-        chosen = _only(ggufs, where, "GGUF files")
-        return Contents(chosen, chosen.parent, (chosen,))
+        return _gguf(_only(ggufs, where, "GGUF files"), paths, where)
     raise _nothing(paths, where)
+
+
+_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
+"""How `gguf-split` names the parts of a model."""
+
+
+def _is_later_part(path: PurePosixPath) -> bool:
+    part = _PART.fullmatch(path.name)
+    return part is not None and int(part[2]) > 1
+
+
+def _gguf(chosen: PurePosixPath, paths: list[PurePosixPath], where: str) -> Contents:
+    """A GGUF with all of its parts."""
+    if chosen not in paths:
+        raise UnsupportedModel(f"{where} holds no file {chosen}", "check its name")
+    return Contents(chosen, chosen.parent, tuple(path for path in paths if path in parts_of(chosen)))
+
+
+def parts_of(chosen: PurePosixPath) -> frozenset[PurePosixPath]:
+    """The names of all parts of a GGUF; its own, where it is not split."""
+    part = _PART.fullmatch(chosen.name)
+    if part is None or int(part[3]) > MOST_PARTS:
+        return frozenset({chosen})
+    names = (f"{part[1]}-{number:05d}-of-{part[3]}.gguf" for number in range(1, int(part[3]) + 1))
+    return frozenset(chosen.with_name(name) for name in names)
+
+
+MOST_PARTS = 1000
 
 
 def _model_folders(paths: list[PurePosixPath]) -> list[PurePosixPath]:
@@ -83,7 +115,7 @@ def _only(found: list[PurePosixPath], where: str, what: str) -> PurePosixPath:
         return found[0]
     names = ", ".join(str(path) for path in found[:5])
     raise UnsupportedModel(
-        f"{where} holds {len(found)} {what}: {names}", "give the path of one of them with file:PATH"
+        f"{where} holds {len(found)} {what}: {names}", "name one of them: file:PATH, or hf:ORG/NAME/FILE.gguf on a hub"
     )
 
 

@@ -12,7 +12,7 @@ from typing import BinaryIO
 from sovereign_ai.config import ModelEntry
 from sovereign_ai.console import Console, Progress
 from sovereign_ai.errors import SourceError, UnsupportedModel
-from sovereign_ai.store.contents import Contents, choose
+from sovereign_ai.store.contents import Contents, choose, parts_of
 from sovereign_ai.store.digest import sha256_files
 from sovereign_ai.store.layout import Store, regular_files
 from sovereign_ai.store.manifest import Origin
@@ -62,7 +62,9 @@ def _contents(source: str, *, code: bool) -> tuple[Path, Contents]:
         return path, choose(map(PurePosixPath, regular_files(path)), str(path), code=code)
     if not path.exists():
         raise SourceError(f"{path}: no such file or folder", "check the path behind `file:`")
-    return path.parent, choose([PurePosixPath(path.name)], str(path))
+    name = PurePosixPath(path.name)
+    there = [part for part in parts_of(name) if (path.parent / part).exists()]
+    return path.parent, choose(sorted(there), str(path), gguf=name if len(there) > 1 else None)
 
 
 def _stat(path: Path) -> os.stat_result:
@@ -75,7 +77,7 @@ def _stat(path: Path) -> os.stat_result:
 def _digest(contents: Contents, paths: list[Path], progress: Progress) -> str:
     """Of one file its SHA-256; of several, the SHA-256 of the list of their names and digests."""
     digests = sha256_files(paths, progress)
-    if contents.gguf:
+    if contents.gguf and len(digests) == 1:
         return digests[0]
     lines = [f"{digest}  {path}\n" for path, digest in zip(contents.files, digests, strict=True)]
     return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()

@@ -96,7 +96,8 @@ def material(store: Store, entry: ModelEntry, staging: Path, console: Console) -
     """
     wanted, hub = hub_model(entry.source), _connect()
     snapshot = _snapshot(hub, wanted)
-    contents = choose(snapshot.files, entry.source, code=entry.remote_code)
+    gguf = PurePosixPath(wanted.file) if wanted.file else None
+    contents = choose(snapshot.files, entry.source, code=entry.remote_code, gguf=gguf)
     files = [snapshot.files[path] for path in contents.files]
     waiting = store.downloads / "hub"
     with writer_lock(store.downloads, console):
@@ -105,13 +106,12 @@ def material(store: Store, entry: ModelEntry, staging: Path, console: Console) -
         _download(hub, wanted.repo, snapshot.commit, files, waiting, console)
         folder = staging / (SOURCE_FOLDER if contents.gguf else MODEL_FOLDER)
         _place(contents, files, waiting, folder)
-        gguf = folder / contents.gguf.name if contents.gguf else None
         yield Material(
             snapshot.commit[:COMMIT_DIGITS],
             entry.source,
             _origin(wanted, snapshot.commit, files),
             snapshot.license,
-            gguf,
+            folder / contents.gguf.name if contents.gguf else None,
         )
         for file in files:
             (waiting / file.digest).unlink(missing_ok=True)

@@ -30,10 +30,11 @@ def package(source: str) -> Package:
 
 
 class HubModel(NamedTuple):
-    """`hf:ORG/NAME[@REVISION]`: a commit, tag or branch; None: the main branch."""
+    """`hf:ORG/NAME[/FILE.gguf][@REVISION]`: a commit, tag or branch; None: the main branch."""
 
     repo: str
     revision: str | None
+    file: str | None = None
 
 
 def hub_model(source: str) -> HubModel:
@@ -43,8 +44,9 @@ def hub_model(source: str) -> HubModel:
         raise SourceError(
             f"`{source}` does not name a model of a hub", "write hf:ORG/NAME or hf:ORG/NAME@REVISION"
         )
-    repo, _, revision = text.partition("@")
-    return HubModel(repo, revision or None)
+    path, _, revision = text.partition("@")
+    organisation, name, *file = path.split("/")
+    return HubModel(f"{organisation}/{name}", revision or None, "/".join(file) or None)
 
 
 class OllamaModel(NamedTuple):
@@ -82,9 +84,10 @@ def canonical(source: str) -> str:
         return f"pypi:{package(source).requirement}"
     if kind(source) == "ollama":
         found = ollama_model(source)
-        parts = (found.host, found.namespace)
-        shown = "/".join(part for part, usual in zip(parts, OLLAMA_DEFAULTS, strict=True) if part != usual)
-        return f"ollama:{shown + '/' if shown else ''}{found.name}:{found.tag}"
+        path = f"{found.host}/{found.namespace}/{found.name}"
+        for usual in ("/".join(OLLAMA_DEFAULTS), OLLAMA_DEFAULTS[0]):
+            path = path.removeprefix(f"{usual}/")
+        return f"ollama:{path}:{found.tag}"
     return source
 
 
@@ -99,8 +102,9 @@ def satisfies(stored: str, asked: str, revision: str | None = None) -> bool:
     if stored == asked:
         return True
     if kind(asked) == "hf" == kind(stored):
-        wanted = hub_model(asked)
-        return hub_model(stored).repo == wanted.repo and _revision_fits(wanted.revision, revision)
+        had, wanted = hub_model(stored), hub_model(asked)
+        is_same = (had.repo, had.file) == (wanted.repo, wanted.file)
+        return is_same and _revision_fits(wanted.revision, revision)
     return kind(asked) == "pypi" and stored.partition("==")[0] == asked
 
 
