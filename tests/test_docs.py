@@ -116,7 +116,7 @@ def test_a_command_in_a_text_exists(here: Here, file: Path) -> None:
     lines = re.findall(r"`(sovereign [^`]+)`", text)
     lines += re.findall(r"^(?:\$ |    )(sovereign .+)$", text, re.MULTILINE)
     for line in lines:
-        verb = re.match(r"sovereign (plan diff|keys \w+|engine \w+|\w+)", line)
+        verb = re.match(r"sovereign (plan diff|keys \w+|engine \w+|models \w+|migrate \w+|\w+)", line)
         if verb and verb[1] not in LATER:
             helped = here(*verb[1].split(), "--help")
             assert helped.code == 0, line
@@ -125,11 +125,12 @@ def test_a_command_in_a_text_exists(here: Here, file: Path) -> None:
 
 
 VERBS = ("up", "inventory", "tiers", "plan", "plan diff", "calibrate", "chat", "logs")
+STORE_VERBS = ("models pull", "models convert", "models quantize", "models use", "migrate compose")
 SHORT = {"--factory": "`-f`", "--inventory": "`-i`", "--lines": "-n N", "--follow": "-f"}
-POSITIONAL = {"--a", "--b", "--question", "--name"}
+POSITIONAL = {"--a", "--b", "--question", "--name", "--source", "--gguf", "--file"}
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", VERBS + STORE_VERBS)
 def test_every_option_is_in_the_reference(here: Here, verb: str) -> None:
     helped = here(*verb.split(), "--help").out
     options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", helped)) - {"--help", "--version"} - POSITIONAL

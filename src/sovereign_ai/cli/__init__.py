@@ -35,9 +35,11 @@ app = App(
 )
 keys = App(name="keys", help="API keys of the gateway.")
 engine = App(name="engine", help="Engine environments (Triton, vLLM, torch).")
+migrate = App(name="migrate", help="Move over from another stack.")
 plan_app = App(name="plan", help="Plan which model runs where.")
 app.command(keys)
 app.command(models)
+app.command(migrate)
 app.command(engine)
 app.command(plan_app)
 
@@ -165,6 +167,33 @@ def plan_diff(a: Path, b: Path, *, json: AsJson = False) -> None:
 
     if planning.diff(Console(json=json), a, b):
         sys.exit(1)
+
+
+@migrate.command(name="compose")
+def migrate_compose(
+    file: Path,
+    *,
+    inventory: InventoryFile = None,
+    out: Path | None = None,
+    force: Annotated[bool, Parameter(negative="")] = False,
+    json: AsJson = False,
+) -> None:
+    """Read a Compose stack that serves models; write a factory.yaml, and a report of every decision.
+
+    The old file is only read. Without --out the factory.yaml is shown, and the report goes to standard error.
+
+    Parameters
+    ----------
+    file
+        docker-compose.yml.
+    out
+        Write the factory.yaml to this file; not over one that is there.
+    force
+        Replace the file if it is there.
+    """
+    from sovereign_ai.cli import migrating
+
+    migrating.compose(Console(json=json), file, inventory, out, force=force)
 
 
 @app.command

@@ -80,6 +80,32 @@ def convert(
     pulling.convert(Console(json=json), settings, where, gguf, name=name, dtype=dtype)
 
 
+@app.command
+def quantize(
+    name: str,
+    *,
+    scheme: str,
+    calibration: Path | None = None,
+    factory: FactoryFile = None,
+    json: AsJson = False,
+) -> None:
+    """Make a smaller variant of a model, in a format that plans ask for.
+
+    Parameters
+    ----------
+    name
+        The model; its newest version that is not a variant itself.
+    scheme
+        fp8, int8 (8-bit weights and activations) or w4a16 (4-bit weights).
+    calibration
+        Your own texts: a text file, or JSONL with `text` or `messages`. Needed for w4a16, used for int8.
+    """
+    from sovereign_ai.cli import quantizing
+
+    _, where = _settings(factory)
+    quantizing.quantize(Console(json=json), where, name, scheme, calibration)
+
+
 @app.command(name="list")
 def list_models(*, factory: FactoryFile = None, json: AsJson = False) -> None:
     """List what is in the store: every model and version."""
