@@ -184,7 +184,7 @@ def test_speed_is_told_where_it_is_known(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_notes_go_beside_the_result(capsys: pytest.CaptureFixture[str]) -> None:
     made = plan(
-        deployment("nemo", "GPU-aaaaaaaa-1", to_make=True),
+        deployment("nemo", "GPU-aaaaaaaa-1", to_make=True, format="fp8"),
         unplaced=(Unplaced(model="coder", reason="others took it"),),
         warnings=("the driver is old",),
     )
@@ -193,7 +193,7 @@ def test_notes_go_beside_the_result(capsys: pytest.CaptureFixture[str]) -> None:
     assert out.splitlines()[-1] == "no place: coder: others took it"
     assert err.splitlines() == [
         "nemo: it fits",
-        "to make: weights in this format do not exist yet, the model has to be quantized first",
+        "to make: nemo in fp8 does not exist yet: sovereign models quantize nemo --scheme fp8",
         "warning: the driver is old",
     ]
 

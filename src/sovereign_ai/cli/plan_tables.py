@@ -34,8 +34,10 @@ def show_plan(console: Console, plan: Plan, inventory: Inventory, current: Plan 
         console.say(f"no place: {missing.model}: {missing.reason}", style="red")
     for one in plan.deployments:
         console.note(f"{_name(one)}: {one.reason}")
-    if any(one.to_make for one in plan.deployments):
-        console.note("to make: weights in this format do not exist yet, the model has to be quantized first")
+    for model, form in dict.fromkeys((one.model, one.format) for one in plan.deployments if one.to_make):
+        console.note(
+            f"to make: {model} in {form} does not exist yet: sovereign models quantize {model} --scheme {form}"
+        )
     for warning in plan.warnings:
         console.note(f"warning: {warning}")
 
