@@ -6,14 +6,12 @@ No shell is written here: enough is understood to find which program is started 
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 
 from sovereign_ai.migrate.service import Word, placed
 
 SHELLS = ("sh", "bash", "ash", "dash", "zsh")
-SEPARATORS = ";&|()\n"
 KEYWORDS = ("do", "then", "else", "if", "while", "until", "!", "exec", "time", "nohup", "sudo", "env", "{")
 MOST_COMMANDS = 1000
 
@@ -43,7 +41,7 @@ def _script(word: Word, environment: Mapping[str, Word]) -> list[Command]:
     text = re.sub(r"^\s*#.*$", "", text, flags=re.MULTILINE)
     found: list[Command] = []
     loops: dict[str, tuple[Word, ...]] = {}
-    for command in _split(placed(_tokens(text), word.place, word.rows)):
+    for command in _with_places(_split(text), word):
         if len(command) > 3 and command[0].text == "for" and command[2].text == "in":
             loops[command[1].text] = command[3:]
             continue
@@ -55,25 +53,40 @@ def _script(word: Word, environment: Mapping[str, Word]) -> list[Command]:
     return found
 
 
-def _tokens(text: str) -> list[str]:
-    lexer = shlex.shlex(text, posix=True, punctuation_chars=SEPARATORS)
-    lexer.whitespace, lexer.whitespace_split, lexer.commenters = " \t\r", True, ""
-    try:
-        return list(lexer)
-    except ValueError:
-        # A quote that is not closed: the shell would refuse it too, but perhaps only far behind.
-        return text.replace("\n", " ; ").split(" ")
+_PART = re.compile(
+    r"""'(?P<literal>[^']*)'|"(?P<quoted>(?:\\.|[^"\\])*)"|\\(?P<escaped>.)|(?P<end>[;&|()\n])
+    |(?P<space>[ \t\r]+)|(?P<plain>[^'"\\;&|()\s]+|.)""",
+    re.VERBOSE | re.DOTALL,
+)
 
 
-def _split(words: Sequence[Word]) -> Iterator[Command]:
-    command: list[Word] = []
-    for word in words:
-        if word.text and set(word.text) <= set(SEPARATORS):
-            yield tuple(command)
-            command = []
-        elif word.text:
-            command.append(word)
-    yield tuple(command)
+def _split(text: str) -> list[list[str]]:
+    """The words of each command. A quote that is not closed is a character like others."""
+    found: list[list[str]] = [[]]
+    word: str | None = None
+    for part in _PART.finditer(text + "\n"):
+        if part["end"] is None and part["space"] is None:
+            word = (word or "") + _meant(part)
+            continue
+        if word is not None:
+            found[-1].append(word)
+            word = None
+        if part["end"] is not None:
+            found.append([])
+    return found
+
+
+def _meant(part: re.Match[str]) -> str:
+    """Without its quotes."""
+    if part["quoted"] is not None:
+        return re.sub(r"\\([\"\\$`])", r"\1", part["quoted"])
+    return next(text for name in ("literal", "escaped", "plain") if (text := part[name]) is not None)
+
+
+def _with_places(found: Sequence[Sequence[str]], script: Word) -> Iterator[Command]:
+    words = iter(placed([word for command in found for word in command], script.place, script.rows))
+    for command in found:
+        yield tuple(next(words) for _ in command)
 
 
 def _without_keywords(command: Command) -> Command:

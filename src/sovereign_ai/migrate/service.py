@@ -89,7 +89,7 @@ def read_service(name: str, place: Place, fields: Fields, around: Around) -> Ser
     hooks = _hooks(fields)
     health = fields.get("healthcheck")
     if isinstance(health, Fields):
-        hooks += _words(health.get("test"), "test")
+        hooks += _test(health.get("test"))
     network = _text(fields, "network_mode")
     return Service(
         name=name,
@@ -194,6 +194,13 @@ def _hooks(fields: Fields) -> tuple[Word, ...]:
     return hooks
 
 
+def _test(tree: Tree | None) -> tuple[Word, ...]:
+    """A health check as a text is a script."""
+    if isinstance(tree, Scalar):
+        return (Word("CMD-SHELL", tree.place), Word(tree.text or "", tree.place, tree.rows))
+    return _words(tree, "test")
+
+
 # Environment
 
 
@@ -267,7 +274,7 @@ def _mount(tree: Tree, folders: Mapping[str, str]) -> Mount:
 
 def _split_drive(text: str) -> tuple[str, str, str]:
     """`C:\\models:/models` is one path and another, not three."""
-    if re.match(r"[A-Za-z]:[\\/]", text):
+    if re.match(r"[A-Za-z]:[\\/][^:]*:/", text):
         source, colon, rest = text[2:].partition(":")
         return text[:2] + source, colon, rest
     return text.partition(":")

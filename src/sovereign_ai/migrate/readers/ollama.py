@@ -6,7 +6,7 @@ https://github.com/ollama/ollama/blob/main/docs/faq.md and https://docs.ollama.c
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from sovereign_ai.config import MAX_CONCURRENCY, OLLAMA_SOURCE
 from sovereign_ai.migrate.draft import Draft, Fact, draft_of
@@ -68,21 +68,22 @@ def _pulls(service: Service) -> list[Word]:
     """Models that the service's command, its hooks or its health check pull or run."""
     found = [*_commands(service), *commands(service.others, service.environment)]
     if _has_image(service) and service.command and service.command[0].text in ("pull", "run"):
-        found = [service.command]
+        return _pulled((Word("ollama", service.place), *service.command))
     return [word for command in found for word in _pulled(command)]
 
 
-def _pulled(command: Command) -> Iterator[Word]:
+def _pulled(command: Command) -> list[Word]:
+    """`ollama pull NAME` and `ollama run NAME`, or a request to its API."""
     texts = [word.text for word in command]
+    found: list[Word] = []
     if any(path in text for text in texts for path in PULLING):
         for word in command:
             for name in re.findall(r"""["'](?:name|model)["']\s*:\s*["']([^"']+)["']""", word.text):
-                yield Word(name, word.place)
-    for at, text in enumerate(texts[:-1]):
-        after_ollama = at == 0 or texts[at - 1].rpartition("/")[2] == "ollama"
-        if text in ("pull", "run") and after_ollama:
-            yield from [word for word in command[at + 1 :] if not word.text.startswith("-")][:1]
-            return
+                found.append(Word(name, word.place))
+    for at in range(2, len(command)):
+        if texts[at - 1] in ("pull", "run") and texts[at - 2].rpartition("/")[2] == "ollama":
+            return [*found, *[word for word in command[at:] if not word.text.startswith("-")][:1]]
+    return found
 
 
 def _named(service: Service) -> list[Word]:
