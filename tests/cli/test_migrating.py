@@ -24,8 +24,6 @@ import pytest
 from sovereign_ai.cli import migrating
 from sovereign_ai.cli.wanted import wishes_for
 from sovereign_ai.config import load_factory
-from sovereign_ai.console import Console
-from sovereign_ai.errors import SovereignError
 from sovereign_ai.migrate import Migration
 from sovereign_ai.store import Store
 from tests.cli.conftest import Done, Here
@@ -49,10 +47,9 @@ Run = Callable[..., Done]
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """The verb, ending as `sovereign` ends."""
+def run(here: Here, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The command, typed in the checkout."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setenv("COLUMNS", "100000")
 
     def ran(
         file: Path | str,
@@ -62,15 +59,10 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         force: bool = False,
         as_json: bool = False,
     ) -> Done:
-        capsys.readouterr()
-        code = 0
-        try:
-            migrating.compose(Console(json=as_json), Path(file), inventory, out, force=force)
-        except SovereignError as error:
-            Console().error(error)
-            code = error.exit_code
-        out_text, err_text = capsys.readouterr()
-        return Done(code, out_text, err_text)
+        options = ["-i", str(inventory)] if inventory else []
+        options += ["--out", str(out)] if out else []
+        options += [*["--force"] * force, *["--json"] * as_json]
+        return here("migrate", "compose", str(file), *options)
 
     return ran
 
@@ -364,3 +356,18 @@ def test_the_store_is_not_needed(tmp_path: Path) -> None:
     factory = load_factory(COMPOSE / "vllm-two-services" / "factory.yaml")
     wishes = wishes_for(factory.models, Store(tmp_path / "models", tmp_path / "cache"))
     assert [wish.context for wish in wishes] == [32000, 16384]
+
+
+# The how-to
+
+
+def test_the_how_to_shows_what_is_printed(run: Run) -> None:
+    """Lines of each console block come in the command's output in that order; `…` stands for others."""
+    text = (ROOT / "docs" / "how-to" / "from-compose.md").read_text()
+    blocks = re.findall(r"^```console\n\$ sovereign migrate compose (.*?)\n(.*?)^```$", text, re.M | re.S)
+    assert len(blocks) == 3
+    for arguments, shown in blocks:
+        file, *options = arguments.split()
+        done = run(file, inventory=Path(options[1]) if options else None)
+        left = iter([*done.out.splitlines(), *done.err.splitlines()])
+        assert [line for line in shown.splitlines() if line != "…" and line not in left] == []

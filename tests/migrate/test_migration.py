@@ -124,17 +124,14 @@ def test_no_secret_is_told(move: Move) -> None:
         stack(
             VLLM + "command: a/X --api-key first-secret --hf-token=second-secret\n"
             "environment: {HF_TOKEN: third-secret, OTHER_PASSWORD: fourth-secret}",
-            "image: alpine/first-secret\nentrypoint: [sh, -c, 'curl -H \"Authorization: Bearer fifth-secret\" x']",
+            "image: alpine/first-secret\nentrypoint: [sh, -c, 'curl -H \"X: Bearer fifth-secret\" x']",
             "image: redis\nenvironment: {URL: 'redis://u:sixth-secret@h', NAME: sixth-secret}",
         ),
         _dot_env="LATER_API_KEY=seventh-secret\n",
     )
     whole = moved.text + moved.made.factory
-    assert [
-        n
-        for n in ("first", "second", "third", "fourth", "fifth", "sixth", "seventh")
-        if f"{n}-secret" in whole
-    ] == []
+    names = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh")
+    assert [name for name in names if f"{name}-secret" in whole] == []
     assert "alpine/[hidden]" in whole
     assert "`HF_TOKEN`" in whole
 

@@ -96,6 +96,9 @@ def _read(stack: Stack, service: Service, book: Book, view: View | None) -> tupl
         page.assumed(service.place, what, "take its models out of factory.yaml if it is not used")
     reading = reader.read(Job(service, page, stack.services, lambda folder: _yaml_files(stack, folder)))
     _tell_token(page, service)
+    if "rocm" in service.image.lower():
+        what = "an image for AMD's cards: an inventory knows NVIDIA's alone"
+        page.left(service.image_place, what, "plan for the NVIDIA cards that there are, or for the CPU")
     found = _placed(page, service, reading, view)
     return found, door_of(
         book, service, reading.port, front=False, embeds=bool(found) and all(map(embeds, found))

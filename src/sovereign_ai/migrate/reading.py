@@ -54,6 +54,9 @@ def tell_settings(page: Page, settings: Settings, known: Mapping[str, Known]) ->
             page.changed(spelled.place, what, CREATE_KEY)
         elif why := known[name].why:
             page.changed(spelled.place, f"`{spelled.text}`: {why}")
+    for first, later in settings.overridden:
+        what = f"`{first.text}` and `{later.text}` say different things: the later one counts"
+        page.assumed(first.place, what)
     tell_unknown(page, settings.others)
 
 

@@ -13,7 +13,7 @@ from sovereign_ai.migrate.service import Service
 _NAME = re.compile(
     r"(?i)(api[_-]?keys?|(?<!max[_-])(?<!new[_-])token|secret|password|passwd|pwd|credential|master[_-]?key|salt|_key)$"
 )
-_IN_ADDRESS = re.compile(r"://[^\s/:@]*:([^\s/@]+)@")
+_IN_ADDRESS = re.compile(r"://[^\s/:@]{0,200}:([^\s/@]+)@")
 
 SHORTEST = 6
 """Characters. A shorter one (`none`, `EMPTY`) cannot be told from ordinary text."""
@@ -47,7 +47,7 @@ def _in_service(service: Service) -> Iterator[str]:
 def _in_text(text: str) -> Iterator[str]:
     """In scripts, variables that hold a command line, and headers."""
     yield from re.findall(
-        r"(?i)--?[a-z-]*(?:api[_-]?keys?|token|secret|password)[= ]+[\"']?([^\s\"']+)", text
+        r"(?i)--?[a-z-]{0,40}(?:api[_-]?keys?|token|secret|password)[= ]+[\"']?([^\s\"']+)", text
     )
     yield from re.findall(r"(?i)\bbearer\s+([^\s\"']+)", text)
 

@@ -11,6 +11,9 @@ from sovereign_ai.errors import ConfigError
 from sovereign_ai.migrate.dotenv import Setting
 from sovereign_ai.migrate.tree import Fields, Items, Missing, Place, Scalar, Tree, kind_of
 
+ROWS_SEARCHED = 100
+"""Lines that are searched for the next word of a command: no command has so much space between two."""
+
 
 class Word(NamedTuple):
     """A word of a command, or a value, and where it stands. `rows` are the lines of a block of text."""
@@ -180,8 +183,8 @@ def placed(parts: Sequence[str], place: Place, rows: Sequence[str]) -> list[Word
     words: list[Word] = []
     for part in parts:
         first = part.splitlines()[0] if part.strip() else part
-        found = next((row for row in range(at, len(rows)) if len(first) > 1 and first in rows[row]), at)
-        at = found
+        near = range(at, min(len(rows), at + ROWS_SEARCHED))
+        at = next((row for row in near if len(first) > 1 and first in rows[row]), at)
         words.append(Word(part, Place(place.path, place.line + at)))
     return words
 
@@ -305,6 +308,8 @@ def _ports(tree: Tree) -> list[Port]:
 
 
 def _ranges(host: str, published: str, target: str, kind: str, place: Place) -> list[Port]:
+    if not re.fullmatch(r"[A-Za-z0-9.:_-]*", host):
+        raise ConfigError(f"{place}: `{host}` is not an address to listen on")
     targets = _range(target, place)
     outside: list[int | None] = [*_range(published, place)] if published else [None] * len(targets)
     if len(outside) != len(targets) and len(targets) == 1:

@@ -32,6 +32,8 @@ class Settings(NamedTuple):
     """Options that are not known."""
     leading: tuple[Word, ...]
     """Words before the first option."""
+    overridden: tuple[tuple[Word, Word], ...] = ()
+    """What was given first, and what with another value later: the later one counts."""
 
     def get(self, name: str) -> Word | None:
         """The value; None where it is not given or empty."""
@@ -60,6 +62,7 @@ def read_settings(service: Service, words: Sequence[Word], known: Mapping[str, K
                 found[name], spelled[name] = (word,), Word(variable, word.place)
     by_flag = {flag: name for name, setting in known.items() for flag in setting.flags.split()}
     others: list[Word] = []
+    overridden: list[tuple[Word, Word]] = []
     leading, options = _options(words)
     for option, values in options:
         known_name = by_flag.get(option.text)
@@ -67,9 +70,16 @@ def read_settings(service: Service, words: Sequence[Word], known: Mapping[str, K
             others.append(option)
         else:
             switch = known[known_name].switch and not _says_no(values)
-            found[known_name] = (Word("true", option.place),) if switch else values
+            given = (Word("true", option.place),) if switch else values
+            if known_name in found and _texts(found[known_name]) != _texts(given):
+                overridden.append((spelled[known_name], option))
+            found[known_name] = given
             spelled[known_name] = option
-    return Settings(found, spelled, tuple(others), tuple(leading))
+    return Settings(found, spelled, tuple(others), tuple(leading), tuple(overridden))
+
+
+def _texts(words: Sequence[Word]) -> list[str]:
+    return [word.text for word in words]
 
 
 def _says_no(values: tuple[Word, ...]) -> bool:

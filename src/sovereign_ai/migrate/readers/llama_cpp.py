@@ -70,6 +70,15 @@ KNOWN = {
         "--jinja", "LLAMA_ARG_JINJA", switch=True, why="the gateway renders the model's own chat template"
     ),
     "lora": Known("--lora", why="adapters are not served: merge them into the model, and name that"),
+    "vision": Known(
+        "--mmproj", "LLAMA_ARG_MMPROJ", why="the vision part stays behind: the model reads text alone"
+    ),
+    "draft": Known("-md --model-draft", "LLAMA_ARG_MODEL_DRAFT", why="no second model guesses ahead"),
+    "template": Known(
+        "--chat-template --chat-template-file",
+        "LLAMA_ARG_CHAT_TEMPLATE LLAMA_ARG_CHAT_TEMPLATE_FILE",
+        why="the gateway renders the model's own chat template",
+    ),
     "server": Known("--server -s", switch=True),
 }
 

@@ -22,6 +22,7 @@ FOLDER = "/root/.ollama"
 """Where the image keeps its models."""
 
 PULLING = ("/api/pull", "/api/generate", "/api/chat", "/api/embed")
+PULL = "sovereign models pull -f factory.yaml"
 LISTED = "docker compose exec {service} ollama list"
 
 KNOWN = {
@@ -168,9 +169,9 @@ def _bring(service: Service) -> str:
     mount = _mount(service)
     if mount is not None and is_host_path(mount.source):
         below = "/models" if mount.target.rstrip("/") == FOLDER else ""
-        return f"set OLLAMA_MODELS={mount.source.rstrip('/')}{below} when they are brought in"
+        return f"OLLAMA_MODELS={mount.source.rstrip('/')}{below} {PULL} brings them in"
     copied = f"docker compose cp {service.name}:{FOLDER}/models ./ollama-models"
-    return f"{copied}, and set OLLAMA_MODELS=./ollama-models when they are brought in"
+    return f"{copied}; OLLAMA_MODELS=./ollama-models {PULL} brings them in"
 
 
 def _volume(service: Service) -> str:
