@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from sovereign_ai.errors import BadModelFile, UnsupportedModel
+from sovereign_ai.store.byte_level import _RULES
 from sovereign_ai.store.gguf_file import GgufFile
 from sovereign_ai.store.tokenizer import TokenizerFiles, convert_tokenizer
 from tests.store.tiny import TEMPLATE, TOKENS, VOCABULARY, keys
@@ -26,13 +27,13 @@ def tokenizer(pre: str, **changes: Any) -> Tokenizer:
     return Tokenizer.from_str(converted(tokenizer__ggml__pre=pre, **changes).tokenizer)
 
 
-TOKENIZERS = {pre: tokenizer(pre) for pre in ("smollm", "gpt-2", "default", "llama-bpe", "qwen2")}
+TOKENIZERS = {pre: tokenizer(pre) for pre in _RULES}
 
 
 @given(text=st.text(), pre=st.sampled_from(sorted(TOKENIZERS)))
 def test_text_survives_the_round_trip(text: str, pre: str) -> None:
     encoded = TOKENIZERS[pre].encode(text, add_special_tokens=False)
-    expected = unicodedata.normalize("NFC", text) if pre == "qwen2" else text
+    expected = unicodedata.normalize("NFC", text) if _RULES[pre].normalize else text
     assert TOKENIZERS[pre].decode(encoded.ids, skip_special_tokens=False) == expected
 
 
@@ -52,10 +53,46 @@ def test_merges_are_applied() -> None:
         ("qwen2", ["1", "2", "3", "4"]),
         ("gpt-2", ["12", "3", "4"]),
         ("llama-bpe", ["12", "3", "4"]),
+        ("tekken", ["1", "2", "3", "4"]),
+        ("gpt-4o", ["12", "3", "4"]),
+        ("deepseek-coder", ["1", "2", "3", "4"]),
+        ("deepseek-r1-qwen", ["1", "2", "3", "4"]),
     ],
 )
 def test_digits_are_split_as_the_model_learned(pre: str, expected: list[str]) -> None:
     assert TOKENIZERS[pre].encode("1234", add_special_tokens=False).tokens == expected
+
+
+@pytest.mark.parametrize(
+    ("pre", "expected"),
+    [
+        ("tekken", ["camel", "Case", "HTTPServer", "'s", " DON", "'T", " ./\n"]),
+        ("gpt-4o", ["camel", "Case", "HTTPServer's", " DON'T", " ./\n"]),
+        ("llama-bpe", ["camelCaseHTTPServer", "'s", " DON", "'T", " ./\n"]),
+        ("deepseek-coder", ["camelCaseHTTPServer", "'", "s", " DON", "'", "T", " ./", "\n"]),
+        ("gpt-2", ["camelCaseHTTPServer", "'s", " DON", "'", "T", " ./", "\n"]),
+    ],
+)
+def test_text_is_split_as_the_model_learned(pre: str, expected: list[str]) -> None:
+    text = "camelCaseHTTPServer's DON'T ./\n"
+    steps = TOKENIZERS[pre].pre_tokenizer
+    assert steps is not None
+    assert [text[begin:end] for _, (begin, end) in steps.pre_tokenize_str(text)] == expected
+
+
+def test_a_text_ends_with_eos_where_the_model_wants_it() -> None:
+    chosen = tokenizer("qwen2", tokenizer__ggml__add_eos_token=True)
+    assert chosen.encode("hello").tokens == ["hello", "<|im_end|>"]
+
+
+@pytest.mark.parametrize("token", ["", "$A", "a:1"])
+def test_tokens_that_cannot_begin_a_text(token: str) -> None:
+    with pytest.raises(BadModelFile, match="cannot be a token that begins or ends a text"):
+        tokenizer(
+            "qwen2",
+            tokenizer__ggml__tokens=[TOKENS[0], token, *TOKENS[2:]],
+            tokenizer__ggml__add_bos_token=True,
+        )
 
 
 def test_control_tokens_are_special_and_added_words_are_not() -> None:

@@ -12,6 +12,7 @@ from sovereign_ai.store.decoder import (
     ELSEWHERE,
     Blueprint,
     Place,
+    check_layers,
     embedding,
     find_targets,
     positive,
@@ -68,6 +69,7 @@ def _sizes(file: GgufFile) -> dict[str, Any]:
         "intermediate_size": file.integer("bert.feed_forward_length"),
         "max_position_embeddings": file.integer("bert.context_length"),
     }
+    check_layers(file, counts["num_hidden_layers"])
     kinds = file.tensor("token_types.weight")
     return {
         "architectures": ["BertModel"],

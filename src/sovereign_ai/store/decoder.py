@@ -123,6 +123,7 @@ def embedding(file: GgufFile) -> TensorInfo:
 def _check(file: GgufFile, sizes: Sizes) -> None:
     for name, value in sizes._asdict().items():
         positive(file, name, value)
+    check_layers(file, sizes.layers)
     if sizes.heads % sizes.kv_heads or sizes.head_dim % 2:
         raise BadModelFile(
             f"{file.path}: {sizes.heads} heads of {sizes.head_dim} do not divide by {sizes.kv_heads} KV heads"
@@ -130,6 +131,12 @@ def _check(file: GgufFile, sizes: Sizes) -> None:
     key = f"{file.architecture}.attention.value_length"
     if file.integer(key, sizes.head_dim) != sizes.head_dim:
         raise UnsupportedModel(f"{file.path}: `{key}` differs from the head size {sizes.head_dim}", ELSEWHERE)
+
+
+def check_layers(file: GgufFile, layers: int) -> None:
+    """Names are made for every layer: a damaged number must not ask for millions."""
+    if layers > len(file.tensors):
+        raise BadModelFile(f"{file.path}: {layers} layers, but only {len(file.tensors)} tensors")
 
 
 def rotated(file: GgufFile, sizes: Sizes) -> int:

@@ -97,10 +97,15 @@ def _around(tokenizer: Tokenizer, prefix: bool) -> None:
 
 
 def _merges(file: GgufFile, words: Vocabulary, numbers: dict[str, int]) -> list[tuple[str, str]]:
+    """The joins in order. Gemma's pieces are numbered by rank, and its tokenizer.json goes by the numbers
+    (`GemmaConverter` of transformers), as the scores in its files are not always those of its pieces."""
     scores = file.numbers("tokenizer.ggml.scores")
     if len(scores) != len(words.tokens):
         raise BadModelFile(f"{file.path}: {len(words.tokens)} tokens, but {len(scores)} scores")
-    order = np.argsort(-scores.astype(np.float64), kind="stable").tolist()
+    if file.architecture.startswith("gemma"):
+        order = list(range(len(scores)))
+    else:
+        order = np.argsort(-scores.astype(np.float64), kind="stable").tolist()
     return [
         join
         for number in order
