@@ -216,3 +216,59 @@ def test_details(tmp_path: Path) -> None:
     assert (found.host_network, found.profiles, found.replicas, found.built) == (True, ("gpu",), 3, True)
     assert texts(found.others) == ["y", "z", "CMD", "x"]
     assert only(tmp_path, "scale: 0").replicas == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("image: [x]", r":3: `image` takes a text, not a list"),
+        ("environment: {A: [1]}", r":3: `environment` takes a text for each variable, not a list"),
+        ("environment: [{A: 1}]", r":3: `environment` takes a list of texts, not a mapping"),
+        ("ports: ['a b:80:80']", r":3: `a b` is not an address"),
+        ("ports: ['a/b:80:80']", r":3: `a/b` is not an address"),
+        ("gpus: [x]", r":3: `devices` takes a list of mappings, not a text"),
+        ("gpus: [{count: [1], capabilities: [gpu]}]", r":3: `count` takes a number or `all`, not a list"),
+        ("gpus: many", r":3: `many` is not a whole number"),
+        ("deploy: {resources: x}", r":3: `resources` takes a mapping, not a text"),
+        ("entrypoint: {a: b}", r":3: `entrypoint` takes a text or a list, not a mapping"),
+        ("env_file: [[a]]", r":3: `env_file` takes a list of texts, not a list"),
+    ],
+)
+def test_values_of_the_wrong_kind(tmp_path: Path, text: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        only(tmp_path, text)
+
+
+def test_what_says_nothing(tmp_path: Path) -> None:
+    found = only(
+        tmp_path, "ports: [':']\npost_start: [x]\nenv_file: [{required: true}]\nenvironment:\ncommand:"
+    )
+    assert (found.ports, found.others, found.environment, found.words) == ((), (), {}, ())
+    services, book = read(
+        tmp_path, service("env_file: no.env\nenvironment: {A: }") + "  two: {env_file: no.env}\n"
+    )
+    assert services["it"].environment == {}
+    assert len([line for line in book.report() if "no.env" in line.what]) == 1
+
+
+def test_a_variable_may_be_set_by_a_file_and_named_again(tmp_path: Path) -> None:
+    (tmp_path / "a.env").write_text("A=1\n")
+    services, book = read(tmp_path, service("env_file: a.env\nenvironment: [A]"))
+    assert (services["it"].environment["A"].text, book.report()) == ("1", ())
+
+
+def test_too_many_services(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="501 services are more than any stack has"):
+        read(tmp_path, "services:\n" + "".join(f"  s{number}: {{}}\n" for number in range(501)))
+
+
+def test_an_environment_that_is_no_list_of_texts_is_refused_when_it_is_joined(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="`environment` takes a list of texts"):
+        read(tmp_path, "services:\n  a: {environment: {A: 1}}\n  b: {extends: a, environment: [[A]]}\n")
+
+
+def test_an_error_shows_no_secret_of_the_dotenv(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("API_KEY=sk-123456789\n")
+    with pytest.raises(ConfigError) as refused:
+        only(tmp_path, "ports: ['${API_KEY}']")
+    assert refused.value.message.endswith("docker-compose.yml:3: `[hidden]` is not a port")

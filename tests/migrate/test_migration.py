@@ -233,3 +233,68 @@ def test_mutations_end_in_a_result_or_an_error(tmp_path: Path, file: Path) -> No
             text = mutated(text, chance, words)
         compose.write_text(text, encoding="utf-8")
         loads_or_refused(compose)
+
+
+# What else is told
+
+
+def test_three_models_of_one_name_in_one_service(move: Move) -> None:
+    names = "a:1,b/a:1,c/a:1"
+    moved = move(service(f"image: ollama/ollama\nenvironment: {{OLLAMA_MODEL: '{names}'}}"))
+    assert [model.name for model in moved.models] == ["a-1", "a-1-it", "a-1-it-2"]
+
+
+def test_cards_of_amd(move: Move) -> None:
+    moved = move(service("image: vllm/vllm-openai-rocm\ncommand: a/X"))
+    assert "an image for AMD's cards" in moved.text
+
+
+@pytest.mark.parametrize("source", ["~nobody-here/m", "~/m", "/" + "x" * 5000])
+def test_paths_that_are_odd(move: Move, source: str) -> None:
+    moved = move(service(VLLM + f"volumes: ['{source}:/m']\ncommand: /m/x"))
+    assert moved.models == () or "is not there" in moved.text
+
+
+def test_a_path_with_a_nul(move: Move) -> None:
+    moved = move(service(VLLM + 'volumes: ["./a:/m"]\ncommand: ["/m/x\\0y"]'))
+    assert "holds a NUL character" in moved.text
+
+
+def test_code_of_a_model_needs_a_word_of_its_own(move: Move) -> None:
+    image = "image: ghcr.io/huggingface/text-generation-inference\n"
+    assert "remote_code: true" in move(service(image + "command: --model-id a/X --trust-remote-code")).text
+    webui = "image: oobabooga\nvolumes: ['./m:/app/models']\n"
+    moved = move(
+        service(webui + "command: python server.py --model x --trust-remote-code --model-dir /app/models")
+    )
+    assert "remote_code: true" in moved.text
+
+
+def test_a_task_that_is_not_served(move: Move) -> None:
+    assert "task `score` is not served" in move(service(VLLM + "command: a/X --task score")).text
+
+
+def test_settings_that_contradict_each_other(move: Move) -> None:
+    text = "image: llama.cpp\nvolumes: ['./m:/m']\nenvironment: {LLAMA_ARG_MODEL: /m/a.gguf}\n"
+    moved = move(service(text + "command: -m /m/b.gguf"))
+    assert moved.model.name == "b"
+    assert "`LLAMA_ARG_MODEL` and `-m` say different things: the later one counts" in moved.told("assumed")
+
+
+def test_localai_in_other_folders(move: Move) -> None:
+    text = "image: localai/localai\nvolumes: ['./own:/elsewhere']\nenvironment: {MODELS_PATH: /elsewhere/}\n"
+    files = {"own__a_dot_yaml": "name: a\nparameters: {model: folder}\n", "own__b_dot_yaml": "name: b\n"}
+    files |= {"own__c_dot_yaml": "name: c\nparameters: {model: 'ollama://c'}\n", "own__d_dot_yaml": "[]\n"}
+    files |= {"own__e_dot_yaml": "name: e\nparameters: {model: /nowhere/e.gguf}\n"}
+    moved = move(service(text), **files)
+    assert [(model.name, model.source.rpartition("/")[2]) for model in moved.models] == [
+        ("a", "folder"), ("c", "ollama:c"),
+    ]  # fmt: skip
+    assert "`/nowhere/e.gguf` is in no volume" in moved.text
+
+
+def test_a_script_without_end(move: Move) -> None:
+    script = "for x in " + "y " * 900 + "; do ollama pull $$x; ollama pull z$$x; done"
+    script += "; for x in " + "v " * 900 + "; do ollama pull $$x; done" * 3
+    moved = move(service(f"image: ollama/ollama\nentrypoint: [sh, -c, '{script}']"))
+    assert "ollama:y" in [model.source for model in moved.models]

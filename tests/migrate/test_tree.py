@@ -71,6 +71,7 @@ def test_an_alias_bomb_is_read_at_once() -> None:
         ("a: 1\n---\nb: 1", "f:2: not valid YAML"),
         ("", "f: the file is empty"),
         ("%YAML 9.9\n---\na: 1", "not valid YAML"),
+        ('a: "\\UFFFFFFFF"', "f: not valid YAML (OverflowError)"),
         ("a: " + "[" * 60 + "]" * 60, "f:1: nested too deeply"),
         ("[" * 5000, "f: nested too deeply"),
     ],

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from sovereign_ai.errors import ConfigError, disk_errors
 from sovereign_ai.migrate.book import Book
 from sovereign_ai.migrate.dotenv import Setting, read_settings
+from sovereign_ai.migrate.secrets import concealed, secrets_of
 from sovereign_ai.migrate.service import Around, Service, read_service
 from sovereign_ai.migrate.tree import (
     MERGED_CONFIG,
@@ -53,6 +54,13 @@ class Stack(NamedTuple):
 def read_stack(path: Path, book: Book) -> Stack:
     """The services, and in the book what could not be followed. Raises ConfigError with file and line."""
     variables = _dotenv(path, book)
+    try:
+        return _read(path, variables, book)
+    except ConfigError as error:
+        raise concealed(error, secrets_of((), variables)) from error.__cause__
+
+
+def _read(path: Path, variables: Mapping[str, str], book: Book) -> Stack:
     root, missing = read_tree(str(path), read_text(path), variables)
     top = _checked(path, root)
     services = _services(top)
@@ -242,12 +250,12 @@ def _joined(key: str, base: Tree, own: Tree) -> Tree:
 
 def _as_fields(tree: Tree) -> Tree:
     """`- NAME=value` as `NAME: value`; what is neither stays for the reader to refuse."""
-    if not isinstance(tree, Items) or not all(isinstance(item, Scalar) for item in tree.items):
+    scalars = [item for item in tree.items if isinstance(item, Scalar)] if isinstance(tree, Items) else []
+    if not isinstance(tree, Items) or len(scalars) < len(tree.items):
         return tree
     entries: dict[str, Tree] = {}
     keys: dict[str, Place] = {}
-    for item in tree.items:
-        if isinstance(item, Scalar):
-            name, equals, value = (item.text or "").partition("=")
-            entries[name], keys[name] = Scalar(value if equals else None, item.place), item.place
+    for item in scalars:
+        name, equals, value = (item.text or "").partition("=")
+        entries[name], keys[name] = Scalar(value if equals else None, item.place), item.place
     return Fields(entries, keys, tree.place)

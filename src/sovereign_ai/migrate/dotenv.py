@@ -44,9 +44,10 @@ def read_settings(
     known = ChainMap(values, dict(variables))
     missing: list[Missing] = []
     text = text.replace("\r\n", "\n")
-    at = 0
+    at, counted, number = 0, 0, 1
     while at < len(text):
-        place = Place(path, text.count("\n", 0, at) + 1)
+        number, counted = number + text.count("\n", counted, at), at
+        place = Place(path, number)
         if blank := _NOTHING.match(text, at):
             at = blank.end()
             continue

@@ -15,7 +15,7 @@ from sovereign_ai.migrate.front import Door, door_of, gateway_of
 from sovereign_ai.migrate.others import model_like, other_of, tell_other
 from sovereign_ai.migrate.readers import reader_of
 from sovereign_ai.migrate.reading import Job, Reading
-from sovereign_ai.migrate.secrets import hidden, secrets_of
+from sovereign_ai.migrate.secrets import concealed, hidden, secrets_of
 from sovereign_ai.migrate.service import Service
 from sovereign_ai.migrate.writing import factory_text
 from sovereign_ai.spec import Noun
@@ -44,7 +44,7 @@ def migrate(path: Path, view: View | None = None, *, folder: Path | None = None)
     try:
         return _without(secrets, _migrated(stack, book, view, folder))
     except SovereignError as error:
-        raise type(error)(hidden(error.message, secrets), hidden(error.hint, secrets)) from None
+        raise concealed(error, secrets) from None
 
 
 def _migrated(stack: Stack, book: Book, view: View | None, folder: Path | None) -> Migration:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
+from sovereign_ai.errors import SovereignError
 from sovereign_ai.migrate.service import Service
 
 _NAME = re.compile(
@@ -22,6 +23,7 @@ HIDDEN = "[hidden]"
 
 
 def secrets_of(services: Iterable[Service], variables: Mapping[str, str]) -> frozenset[str]:
+    """By the names of variables and options, and in addresses."""
     found = {value for name, value in variables.items() if _NAME.search(name)}
     for service in services:
         found |= set(_in_service(service))
@@ -57,3 +59,9 @@ def hidden(text: str, secrets: Iterable[str]) -> str:
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
     return text
+
+
+def concealed(error: SovereignError, secrets: Iterable[str]) -> SovereignError:
+    """The same error without any of the secrets. Its cause is dropped: it may hold one."""
+    known = tuple(secrets)
+    return type(error)(hidden(error.message, known), hidden(error.hint, known))

@@ -97,15 +97,7 @@ def _compose(path: str, text: str) -> Node | None:
         raise ConfigError(f"{where}: not valid YAML: {problem}", "fix the syntax at that line") from error
     except RecursionError as error:
         raise ConfigError(f"{path}: nested too deeply") from error
-    except (
-        KeyError,
-        ValueError,
-        OverflowError,
-        AttributeError,
-        TypeError,
-        IndexError,
-        AssertionError,
-    ) as error:
+    except (LookupError, ValueError, ArithmeticError, AttributeError, TypeError, AssertionError) as error:
         # The parser lets these out for odd directives and escapes, with no place in them.
         raise ConfigError(f"{path}: not valid YAML ({type(error).__name__})") from error
 

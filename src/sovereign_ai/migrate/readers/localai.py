@@ -157,7 +157,7 @@ def _described(job: Job, settings: Settings) -> Iterator[Described]:
 
 def _models_mount(service: Service, settings: Settings) -> Mount | None:
     said = settings.get("folder")
-    folders = (said.text,) if said else FOLDERS
+    folders = (said.text.rstrip("/"),) if said else FOLDERS
     return next((one for one in service.mounts if one.target.rstrip("/") in folders), None)
 
 
