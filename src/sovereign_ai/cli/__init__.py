@@ -173,7 +173,7 @@ def plan_diff(a: Path, b: Path, *, json: AsJson = False) -> None:
 def migrate_compose(
     file: Path,
     *,
-    inventory: InventoryFile = None,
+    inventory: Annotated[Path | None, Parameter(name=["--inventory", "-i"])] = None,
     out: Path | None = None,
     force: Annotated[bool, Parameter(negative="")] = False,
     json: AsJson = False,
@@ -186,6 +186,8 @@ def migrate_compose(
     ----------
     file
         docker-compose.yml.
+    inventory
+        The rig's saved inventory: tells which card was which, and the tiers that they make.
     out
         Write the factory.yaml to this file; not over one that is there.
     force
