@@ -92,8 +92,8 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     devices: tuple[str, ...] = ()
     """Exactly these devices, by UUID (or a beginning of it that is unique)."""
     remote_code: bool = False
-    """Whether Python code that comes with the model may be kept and run by the engine. Without it such a model
-    is refused."""
+    """Whether Python code that comes with the model may be kept and run by the engine. Without it such a
+    model is refused."""
     where: str = ""
     """file:line of the entry; set when the file is read."""
 

@@ -291,16 +291,20 @@ class Plan(Noun, frozen=True, kw_only=True):
 
 
 class Endpoint(Noun, frozen=True, kw_only=True):
-    """One replica's address. `model` is the name the upstream knows it by."""
+    """One replica's address. `model` is the name the upstream knows it by. `weight` is its predicted speed,
+    in any unit that the endpoints of a route share; `context` in tokens, 0: the route's."""
 
     name: str
     url: str
     engine: Literal["triton"]
     model: str
+    weight: float = 1.0
+    context: int = 0
 
 
 class Route(Noun, frozen=True, kw_only=True):
-    """Model name → endpoints, in order of preference. `folder` holds tokenizer and chat template."""
+    """Model name → endpoints, in order of tier. `folder` holds tokenizer and chat template. `continuations`:
+    how often an answer that broke off is continued by another endpoint; 0: never."""
 
     model: str
     task: Task
@@ -308,6 +312,7 @@ class Route(Noun, frozen=True, kw_only=True):
     folder: str
     endpoints: tuple[Endpoint, ...]
     created: int = 0
+    continuations: int = 2
 
 
 class Routes(Noun, frozen=True, kw_only=True):

@@ -107,9 +107,13 @@ class FakeTriton:
         return response
 
     def _events(self, body: dict[str, Any]) -> list[dict[str, Any]]:
+        """Goes on where the prompt ends, as an engine that decodes greedily does."""
         limit = json.loads(body["sampling_parameters"])["max_tokens"]
-        tokens = self.tokens[:limit]
-        end = "length" if limit < len(self.tokens) else "stop"
+        beginnings = ["".join(self.tokens[:n]) for n in range(len(self.tokens))]
+        said = max((text for text in beginnings if body["text_input"].endswith(text)), key=len)
+        left = self.tokens[beginnings.index(said) :]
+        tokens = left[:limit]
+        end = "length" if limit < len(left) else "stop"
         reasons = ["None"] * (len(tokens) - 1) + ["None" if self.stop_short else end]
         return [
             {

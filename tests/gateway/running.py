@@ -71,7 +71,7 @@ def prompt_builder() -> PromptBuilder:
     return PromptBuilder(word_tokenizer(), jinja2.Template(source), {})
 
 
-def routes_to(*fakes: FakeTriton) -> Routes:
+def routes_to(*fakes: FakeTriton, continuations: int = 2) -> Routes:
     def endpoints(model: str) -> tuple[Endpoint, ...]:
         return tuple(
             Endpoint(name=f"{model}-{i}", url=fake.url, engine="triton", model=model)
@@ -87,6 +87,7 @@ def routes_to(*fakes: FakeTriton) -> Routes:
                 folder="",
                 endpoints=endpoints("smol-up"),
                 created=7,
+                continuations=continuations,
             ),
             Route(model="minilm", task="embed", context=8, folder="", endpoints=endpoints("minilm-up")),
         )
@@ -133,7 +134,9 @@ def chat_body(**fields: Any) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def running(*fakes: FakeTriton, keys: KeyTable | None = None) -> AsyncIterator[Running]:
+async def running(
+    *fakes: FakeTriton, keys: KeyTable | None = None, continuations: int = 2
+) -> AsyncIterator[Running]:
     """The gateway before `fakes`, which are started too where they are not yet."""
     async with AsyncExitStack() as stack:
         for fake in fakes:
@@ -141,7 +144,7 @@ async def running(*fakes: FakeTriton, keys: KeyTable | None = None) -> AsyncIter
                 await stack.enter_async_context(fake.listening())
         lines: list[bytes] = []
         gateway = create_app(
-            routes_to(*fakes),
+            routes_to(*fakes, continuations=continuations),
             keys or key_table(),
             max_body_bytes=MAX_BODY_BYTES,
             write=lines.append,

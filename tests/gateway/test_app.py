@@ -228,7 +228,7 @@ async def test_metrics_count() -> None:
 @in_loop
 async def test_a_fault_of_ours_is_a_500_and_ends_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     async with running(FakeTriton()) as gateway:
-        monkeypatch.setattr(gateway.gateway.pool, "choose", lambda model: 1 / 0)
+        monkeypatch.setattr(gateway.gateway.pool, "choose", lambda model, **_: 1 / 0)
         status, body = await gateway.chat()
         assert (status, body["error"]["code"]) == (500, "internal_error")
         assert gateway.log("fault")[0]["error"] == "ZeroDivisionError"

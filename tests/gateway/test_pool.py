@@ -174,10 +174,11 @@ async def test_the_least_busy_is_chosen_and_there_may_be_another() -> None:
         async with first.occupied():
             second = pool.choose("smol")
             assert second is not first
-            assert pool.choose_other("smol", second) is first
+            assert pool.choose("smol", but=[second]) is first
         assert pool.choose("smol") is first
         pool.mark_down(second)
-        assert pool.choose_other("smol", first) is None
+        with pytest.raises(UpstreamUnavailable):
+            pool.choose("smol", but=[first])
 
 
 @in_loop

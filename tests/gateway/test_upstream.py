@@ -11,6 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from sovereign_ai.gateway.breaker import LEAST_FAILURES
 from tests.gateway.fake_triton import FakeTriton
 from tests.gateway.running import KEY, Running, chat_body, in_loop, running, until
 
@@ -158,12 +159,65 @@ async def test_a_request_is_tried_twice_at_most() -> None:
 
 
 @in_loop
-async def test_what_was_begun_is_not_begun_again_elsewhere() -> None:
+async def test_what_was_begun_is_continued_elsewhere() -> None:
+    bad, good = FakeTriton(), FakeTriton()
+    bad.kill_after = 2
+    async with running(bad, good) as gateway:
+        status, body = await gateway.chat()
+        assert (status, body["choices"][0]["message"]["content"]) == (200, "The capital is Paris")
+        assert body["usage"] == {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
+        assert body["choices"][0]["finish_reason"] == "stop"
+        assert good.bodies[0]["text_input"] == "user: hello assistant: The capital"
+        text = gateway.gateway.metrics.text().decode()
+        assert 'sovereign_continuations_total{model="smol"} 1.0' in text
+        assert gateway.log("continued")[0]["endpoint"] == "smol-up-1"
+
+
+@in_loop
+async def test_a_stream_that_breaks_off_is_one_stream_to_its_client() -> None:
+    bad, good = FakeTriton(), FakeTriton()
+    bad.kill_after = 2
+    async with running(bad, good) as gateway:
+        events = await gateway.stream(stream_options={"include_usage": True})
+        chunks = [json.loads(event) for event in events[:-1]]
+        assert events[-1] == "[DONE]"
+        texts = [one["choices"][0]["delta"].get("content", "") for one in chunks if one["choices"]]
+        assert "".join(texts) == "The capital is Paris"
+        assert chunks[-1]["usage"]["completion_tokens"] == 4
+        assert {one["id"] for one in chunks} == {"chatcmpl-1d"}
+
+
+@in_loop
+async def test_a_route_may_do_without_continuing() -> None:
     bad, good = FakeTriton(), FakeTriton()
     bad.kill_after = 1
-    async with running(bad, good) as gateway:
+    async with running(bad, good, continuations=0) as gateway:
         assert (await gateway.chat())[0] == 502
         assert good.bodies == []
+
+
+@in_loop
+async def test_an_endpoint_that_fails_again_and_again_is_left_alone() -> None:
+    bad, good = FakeTriton(), FakeTriton()
+    bad.refusal = (500, "no")
+    async with running(bad, good) as gateway:
+        for _ in range(12):
+            assert (await gateway.chat())[0] == 200
+        assert len(bad.bodies) == LEAST_FAILURES
+        text = gateway.gateway.metrics.text().decode()
+        assert 'sovereign_ejections_total{endpoint="smol-up-0",model="smol"} 1.0' in text
+        assert f'sovereign_retries_total{{model="smol"}} {LEAST_FAILURES}.0' in text
+        assert gateway.log("endpoint_ejected")[0]["endpoint"] == "smol-up-0"
+
+
+@in_loop
+async def test_one_in_ten_that_fails_is_noticed_by_nobody() -> None:
+    bad, good = FakeTriton(), FakeTriton()
+    async with running(bad, good) as gateway:
+        for number in range(40):
+            bad.refusal = (500, "no") if number % 10 == 0 else None
+            assert (await gateway.chat())[0] == 200
+        assert not gateway.log("endpoint_ejected")
 
 
 @in_loop

@@ -20,7 +20,13 @@ def test_a_model_leads_to_the_process_that_serves_it() -> None:
                 context=4096,
                 folder="/models/smol/1",
                 endpoints=(
-                    Endpoint(name="triton-cpu", url="http://127.0.0.1:4001", engine="triton", model="smol"),
+                    Endpoint(
+                        name="triton-cpu",
+                        url="http://127.0.0.1:4001",
+                        engine="triton",
+                        model="smol",
+                        context=4096,
+                    ),
                 ),
                 created=17,
             ),
@@ -30,7 +36,13 @@ def test_a_model_leads_to_the_process_that_serves_it() -> None:
                 context=4096,
                 folder="/models/minilm/1",
                 endpoints=(
-                    Endpoint(name="triton-cpu", url="http://127.0.0.1:4001", engine="triton", model="minilm"),
+                    Endpoint(
+                        name="triton-cpu",
+                        url="http://127.0.0.1:4001",
+                        engine="triton",
+                        model="minilm",
+                        context=4096,
+                    ),
                 ),
                 created=17,
             ),

@@ -35,9 +35,8 @@ def show_plan(console: Console, plan: Plan, inventory: Inventory, current: Plan 
     for one in plan.deployments:
         console.note(f"{_name(one)}: {one.reason}")
     for model, form in dict.fromkeys((one.model, one.format) for one in plan.deployments if one.to_make):
-        console.note(
-            f"to make: {model} in {form} does not exist yet: sovereign models quantize {model} --scheme {form}"
-        )
+        how = f"sovereign models quantize {model} --scheme {form}"
+        console.note(f"to make: {model} in {form} does not exist yet: {how}")
     for warning in plan.warnings:
         console.note(f"warning: {warning}")
 

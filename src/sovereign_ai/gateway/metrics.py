@@ -56,6 +56,24 @@ class Metrics:
             ("model", "endpoint"),
             registry=registry,
         )
+        self.retries = Counter(
+            "sovereign_retries_total",
+            "Requests that were asked again elsewhere before their first token",
+            model,
+            registry=registry,
+        )
+        self.continuations = Counter(
+            "sovereign_continuations_total",
+            "Answers that broke off and were continued by another endpoint",
+            model,
+            registry=registry,
+        )
+        self.ejections = Counter(
+            "sovereign_ejections_total",
+            "Times an endpoint was left alone because it failed again and again",
+            ("model", "endpoint"),
+            registry=registry,
+        )
         self.endpoint_up = Gauge(
             "sovereign_endpoint_up",
             "1 while the endpoint is healthy",

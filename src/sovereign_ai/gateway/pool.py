@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 
 import aiohttp
 from yarl import URL
 
 from sovereign_ai.errors import UpstreamUnavailable
+from sovereign_ai.gateway.affinity import Affinity
+from sovereign_ai.gateway.breaker import Breaker
 from sovereign_ai.gateway.journal import Clock, Journal
 from sovereign_ai.gateway.metrics import Metrics
 from sovereign_ai.gateway.picker import pick
@@ -36,7 +38,10 @@ class Upstream:
     def __init__(self, route: Route, endpoint: Endpoint, clock: Clock) -> None:
         self.route_model = route.model
         self.name = endpoint.name
+        self.weight = endpoint.weight
+        self.context = endpoint.context or route.context
         self.healthy = False
+        self.breaker = Breaker()
         self.held_until = 0.0
         self._clock = clock
         self._heard = clock()
@@ -54,11 +59,17 @@ class Upstream:
     def outstanding(self) -> int:
         return len(self._requests)
 
+    @property
+    def available(self) -> bool:
+        """Whether a request may go there now."""
+        return self.healthy and self.breaker.allows(self._clock())
+
     @asynccontextmanager
     async def occupied(self) -> AsyncIterator[None]:
         """One outstanding request. Raises TimeoutError out of the block when the request is abandoned."""
         if not self._requests:
             self.heard()
+        self.breaker.began(self._clock())
         async with asyncio.timeout(None) as request:
             self._requests.add(request)
             try:
@@ -93,6 +104,7 @@ class Pool:
             route.model: tuple(Upstream(route, endpoint, clock) for endpoint in route.endpoints)
             for route in routes.routes
         }
+        self._affinity = {route.model: Affinity() for route in routes.routes}
         self._session: aiohttp.ClientSession | None = None
         self._probes: list[asyncio.Task[None]] = []
 
@@ -120,18 +132,33 @@ class Pool:
         if self._session is not None:
             await self._session.close()
 
-    def choose(self, model: str) -> Upstream:
-        """The endpoint for the next request. Raises UpstreamUnavailable when none is healthy."""
-        chosen = pick(self._by_model[model])
+    def choose(
+        self, model: str, *, text: str = "", tokens: int = 0, but: Collection[Upstream] = ()
+    ) -> Upstream:
+        """The endpoint for the next request: `text` is its prompt, `tokens` what it needs of a context, `but`
+        are endpoints that it was tried at. Raises UpstreamUnavailable where none may be asked."""
+        affinity = self._affinity[model]
+        candidates = [one for one in self._by_model[model] if one not in but]
+        chosen = pick(candidates, tokens=tokens, seen=affinity.shares(text))
         if chosen is None:
             raise UpstreamUnavailable(
                 f"No engine for `{model}` is ready: try again later", code="engine_unavailable"
             )
+        if len(self._by_model[model]) > 1:
+            affinity.remember(text, chosen.name)
         return chosen
 
-    def choose_other(self, model: str, than: Upstream) -> Upstream | None:
-        """Another healthy endpoint of the model, or None."""
-        return pick(upstream for upstream in self._by_model[model] if upstream is not than)
+    def succeeded(self, upstream: Upstream) -> None:
+        """A request was answered there."""
+        if upstream.breaker.is_open:
+            self._journal.event("endpoint_returned", model=upstream.route_model, endpoint=upstream.name)
+        upstream.breaker.success()
+
+    def failed(self, upstream: Upstream) -> None:
+        """A request failed there, and not by its own fault."""
+        if upstream.breaker.failure(self._clock()):
+            self._metrics.ejections.labels(upstream.route_model, upstream.name).inc()
+            self._journal.event("endpoint_ejected", model=upstream.route_model, endpoint=upstream.name)
 
     def unready(self) -> list[str]:
         """Models without a healthy endpoint."""

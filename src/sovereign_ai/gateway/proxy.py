@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
-from sovereign_ai.errors import InvalidRequest, ModelNotFound, UpstreamFailed
+from sovereign_ai.errors import InvalidRequest, ModelNotFound
+from sovereign_ai.gateway.continuation import Answer, Order
 from sovereign_ai.gateway.exchange import Exchange
 from sovereign_ai.gateway.journal import Clock
 from sovereign_ai.gateway.templates import PromptBuilder
-from sovereign_ai.gateway.upstream import TokenStream, TritonClient
+from sovereign_ai.gateway.upstream import TritonClient
 from sovereign_ai.gateway.wire import requests, responses, triton
 from sovereign_ai.spec import Route, Task
 
@@ -104,8 +105,9 @@ class Proxy:
         exchange.record.prompt_tokens = prompt_tokens
         head = responses.Head(format_.id_prefix + self._new_id(), int(self._clock()), request.model)
         format_of_answer = format_(head, include_usage=request.include_usage)
-        body = triton.generate_body(text, request.sampling(budget))
-        async with self._client.stream(request.model, body) as stream:
+        order = Order(text, request.sampling(budget))
+        needed = prompt_tokens + (request.answer_limit or 1)
+        async with self._client.answer(served.route, order, tokens=needed) as stream:
             exchange.record.first_token = self._monotonic()
             if request.stream:
                 await _relay(exchange, stream, format_of_answer, include_usage=request.include_usage)
@@ -118,12 +120,12 @@ def no_such_model(model: str) -> ModelNotFound:
 
 
 async def _relay(
-    exchange: Exchange, stream: TokenStream, format_: responses.Format, *, include_usage: bool
+    exchange: Exchange, stream: Answer, format_: responses.Format, *, include_usage: bool
 ) -> None:
     """Pass the answer on as it comes: one write per network read."""
     out, reason = [format_.first()], None
     while reason is None:
-        for event in await _events(stream):
+        for event in await stream.read():
             _tally(exchange, event)
             if event.text_output:
                 out.append(format_.text(event.text_output))
@@ -137,24 +139,16 @@ async def _relay(
     await exchange.end_events(usage + responses.DONE)
 
 
-async def _collect(exchange: Exchange, stream: TokenStream, format_: responses.Format) -> None:
+async def _collect(exchange: Exchange, stream: Answer, format_: responses.Format) -> None:
     texts: list[str] = []
     reason = None
     while reason is None:
-        for event in await _events(stream):
+        for event in await stream.read():
             _tally(exchange, event)
             texts.append(event.text_output)
             reason = reason or triton.finish_reason(event)
     await stream.drain()
     await exchange.answer(200, format_.body("".join(texts), reason, _usage(exchange)))
-
-
-async def _events(stream: TokenStream) -> list[triton.Event]:
-    events = await stream.read()
-    if not events:
-        # an orderly end of the connection, but not of the answer
-        raise UpstreamFailed(triton.STOPPED, code="engine_stopped")
-    return events
 
 
 def _tally(exchange: Exchange, event: triton.Event) -> None:

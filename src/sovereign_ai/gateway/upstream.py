@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from functools import partial
 from typing import TypeVar
@@ -17,11 +17,13 @@ import aiohttp
 from yarl import URL
 
 from sovereign_ai.errors import ApiError, UpstreamFailed, UpstreamUnavailable
+from sovereign_ai.gateway.continuation import Answer, Order
 from sovereign_ai.gateway.journal import MAX_REASON_CHARACTERS, Journal
 from sovereign_ai.gateway.metrics import Metrics
 from sovereign_ai.gateway.pool import Pool, Upstream
 from sovereign_ai.gateway.wire import triton
 from sovereign_ai.gateway.wire.sse import EventSplitter
+from sovereign_ai.spec import Route
 
 DRAIN_S = 1.0
 """How long the end of an answered stream is waited for, so that its connection can be used again."""
@@ -92,27 +94,65 @@ class TritonClient:
         self._pool, self._metrics, self._journal = pool, metrics, journal
 
     @asynccontextmanager
-    async def stream(self, model: str, body: bytes) -> AsyncIterator[TokenStream]:
-        """Generate; leaving the block early cancels in the engine. Raises ApiError."""
-        with self._metrics.running.labels(model).track_inprogress():
-            async with AsyncExitStack() as resources:
-                yield await self._with_second_try(model, partial(self._open, resources, body))
+    async def answer(self, route: Route, order: Order, *, tokens: int) -> AsyncIterator[Answer]:
+        """Generate; leaving the block early cancels in the engine. `tokens`: what prompt and answer need of a
+        context at least. Raises ApiError."""
+        failed: list[Upstream] = []
+
+        async def open_(order: Order) -> tuple[TokenStream, AsyncExitStack]:
+            # Where an answer broke off it is not continued; where it never began it may be tried again later.
+            resources = AsyncExitStack()
+            stream, upstream = await self._with_second_try(
+                route.model, partial(self._open, resources, order.body), order.text, tokens, failed
+            )
+            failed.append(upstream)
+            return stream, resources
+
+        def again(error: ApiError) -> None:
+            self._metrics.continuations.labels(route.model).inc()
+            self._journal.event("continued", model=route.model, endpoint=failed[-1].name, after=error.code)
+
+        with self._metrics.running.labels(route.model).track_inprogress():
+            async with Answer(order, open_, continuations=route.continuations, again=again) as answer:
+                yield answer
 
     async def embed(self, model: str, texts: Sequence[str]) -> triton.Embeddings:
         """Embeddings of at most MAX_INFER_TEXTS texts. Raises ApiError."""
         with self._metrics.running.labels(model).track_inprogress():
-            return await self._with_second_try(model, partial(self._infer, texts))
+            return (await self._with_second_try(model, partial(self._infer, texts)))[0]
 
-    async def _with_second_try(self, model: str, attempt: Callable[[Upstream], Awaitable[_T]]) -> _T:
-        """Once more elsewhere, as the client has seen nothing. Only once: the request may be the cause."""
-        first = self._pool.choose(model)
+    async def _with_second_try(
+        self,
+        model: str,
+        attempt: Callable[[Upstream], Awaitable[_T]],
+        text: str = "",
+        tokens: int = 0,
+        but: Collection[Upstream] = (),
+    ) -> tuple[_T, Upstream]:
+        """What `attempt` gives, and where. Once more elsewhere where it fails, as the client has seen
+        nothing; only once: the request may be the cause."""
+        first = self._pool.choose(model, text=text, tokens=tokens, but=but)
         try:
-            return await attempt(first)
+            return await self._tried(first, attempt), first
         except (UpstreamFailed, UpstreamUnavailable):
-            second = self._pool.choose_other(model, first)
+            try:
+                second = self._pool.choose(model, text=text, tokens=tokens, but=[*but, first])
+            except UpstreamUnavailable:
+                second = None
             if second is None:
                 raise
-        return await attempt(second)
+        self._metrics.retries.labels(model).inc()
+        return await self._tried(second, attempt), second
+
+    async def _tried(self, upstream: Upstream, attempt: Callable[[Upstream], Awaitable[_T]]) -> _T:
+        """Tell the pool how it went."""
+        try:
+            result = await attempt(upstream)
+        except (UpstreamFailed, UpstreamUnavailable):
+            self._pool.failed(upstream)
+            raise
+        self._pool.succeeded(upstream)
+        return result
 
     async def _open(self, resources: AsyncExitStack, body: bytes, upstream: Upstream) -> TokenStream:
         """What the stream needs is handed to `resources` once its first events are here."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from sovereign_ai.render.triton import TritonProcess
-from sovereign_ai.spec import Endpoint, Plan, Route, Routes
+from sovereign_ai.spec import Deployment, Endpoint, Plan, Route, Routes
 
 
 def render_routes(
@@ -15,29 +15,59 @@ def render_routes(
     urls: Mapping[str, str],
     *,
     created: int,
+    continuations: int = 2,
 ) -> Routes:
     """`urls` maps a process's name to its base URL, `created` is a Unix time in seconds (as OpenAI's
-    model objects carry it)."""
-
-    def endpoints(model: str) -> tuple[Endpoint, ...]:
-        return tuple(
-            Endpoint(name=process.name, url=urls[process.name], engine="triton", model=model)
-            for process in processes
-            if model in process.models
-        )
-
+    model objects carry it). Copies of a model are endpoints of one route, in order of tier; each is weighed
+    by the speed that was predicted for its full batch."""
+    ranks = {tier.name: tier.rank for tier in plan.tiers}
+    copies: dict[str, list[Deployment]] = {}
+    for deployment in plan.deployments:
+        copies.setdefault(deployment.model, []).append(deployment)
     return Routes(
         routes=tuple(
-            Route(
-                model=deployment.model,
-                task=deployment.task,
-                context=deployment.context,
-                folder=folders[deployment.model],
-                endpoints=endpoints(deployment.model),
+            _route(
+                sorted(members, key=lambda one: (ranks.get(one.tier, 0), one.replica)),
+                processes,
+                folders[model],
+                urls,
                 created=created,
+                continuations=continuations,
             )
-            for deployment in plan.deployments
-            # Copies of a model are endpoints of one route.
-            if deployment.replica == 0
+            for model, members in copies.items()
         )
+    )
+
+
+def _route(
+    members: Sequence[Deployment],
+    processes: Sequence[TritonProcess],
+    folder: str,
+    urls: Mapping[str, str],
+    *,
+    created: int,
+    continuations: int,
+) -> Route:
+    first = members[0]
+    return Route(
+        model=first.model,
+        task=first.task,
+        context=max(one.context for one in members),
+        folder=folder,
+        endpoints=tuple(_endpoint(one, processes, urls) for one in members),
+        created=created,
+        continuations=continuations,
+    )
+
+
+def _endpoint(one: Deployment, processes: Sequence[TritonProcess], urls: Mapping[str, str]) -> Endpoint:
+    process = next(p for p in processes if (p.node, p.devices) == (one.node, one.devices))
+    speed = one.speed.decode_full if one.speed and one.speed.decode_full > 0 else 1.0
+    return Endpoint(
+        name=process.name,
+        url=urls[process.name],
+        engine="triton",
+        model=one.model,
+        weight=speed,
+        context=one.context,
     )
