@@ -50,6 +50,24 @@ def test_bfloat16_rounds_as_the_library_does(bits: list[int]) -> None:
     assert np.array_equal(encoded(values, "bfloat16"), expected)
 
 
+@given(st.lists(st.floats(-65519.0, 65519.0, width=32), min_size=1, max_size=64))
+def test_float16_rounds_as_numpy_does(numbers: list[float]) -> None:
+    values = np.array(numbers, np.float32)
+    assert np.array_equal(
+        encoded(values, "float16").view(np.uint16), values.astype(np.float16).view(np.uint16)
+    )
+
+
+def test_float16_rounds_as_numpy_does_at_every_step() -> None:
+    """Every float16, half way to the next, and a little beside both; above and below zero."""
+    halves = np.arange(0x7BFF, dtype=np.uint16).view(np.float16).astype(np.float32)
+    middle = (halves[:-1] + halves[1:]) / 2
+    values = np.concatenate([halves, middle, np.nextafter(halves, np.float32(1e9)), np.nextafter(middle, 0)])
+    for signed in (values, -values):
+        expected = signed.astype(np.float16).view(np.uint16)
+        assert np.array_equal(encoded(signed, "float16").view(np.uint16), expected)
+
+
 def test_of_two_equally_near_the_even_one() -> None:
     values = np.array([0x3F808000, 0x3F818000, 0xBF808000, 0x3F808001], np.uint32).view(np.float32)
     assert encoded(values, "bfloat16").tolist() == [0x3F80, 0x3F82, 0xBF80, 0x3F81]

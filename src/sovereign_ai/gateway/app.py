@@ -64,11 +64,7 @@ class Gateway:
         self.pool = Pool(routes, self.metrics, self.journal, clock=monotonic)
         client = TritonClient(self.pool, self.metrics, self.journal)
         proxy = Proxy(served, client, clock=clock, monotonic=monotonic, new_id=new_id)
-        self._posts: dict[str, AnswerBody] = {
-            "/v1/chat/completions": proxy.chat,
-            "/v1/completions": proxy.complete,
-            "/v1/embeddings": proxy.embed,
-        }
+        self._posts: Mapping[str, AnswerBody] = proxy.answers
         self._gets: dict[str, Answer] = {
             MODELS: self._models,
             HEALTHZ: self._healthz,

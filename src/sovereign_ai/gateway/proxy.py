@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import msgspec
 
@@ -47,6 +47,15 @@ class Proxy:
     ) -> None:
         self._served, self._client = served, client
         self._clock, self._monotonic, self._new_id = clock, monotonic, new_id
+
+    @property
+    def answers(self) -> Mapping[str, Callable[[Exchange, bytes], Awaitable[None]]]:
+        """Path → who answers a POST there."""
+        return {
+            "/v1/chat/completions": self.chat,
+            "/v1/completions": self.complete,
+            "/v1/embeddings": self.embed,
+        }
 
     async def chat(self, exchange: Exchange, body: bytes) -> None:
         request = requests.parse_chat(body)

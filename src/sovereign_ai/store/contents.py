@@ -115,7 +115,8 @@ def _only(found: list[PurePosixPath], where: str, what: str) -> PurePosixPath:
         return found[0]
     names = ", ".join(str(path) for path in found[:5])
     raise UnsupportedModel(
-        f"{where} holds {len(found)} {what}: {names}", "name one of them: file:PATH, or hf:ORG/NAME/FILE.gguf on a hub"
+        f"{where} holds {len(found)} {what}: {names}",
+        "name one of them: file:PATH, or hf:ORG/NAME/FILE.gguf on a hub",
     )
 
 
