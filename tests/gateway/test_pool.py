@@ -4,13 +4,16 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import msgspec
 import pytest
+from yarl import URL
 
 from sovereign_ai.errors import UpstreamUnavailable
 from sovereign_ai.gateway import pool as pool_module
 from sovereign_ai.gateway.journal import Journal
 from sovereign_ai.gateway.metrics import Metrics
 from sovereign_ai.gateway.pool import Pool
+from sovereign_ai.spec import Routes
 from tests.gateway.fake_triton import FakeTriton
 from tests.gateway.running import in_loop, routes_to, until
 
@@ -185,10 +188,75 @@ async def test_the_least_busy_is_chosen_and_there_may_be_another() -> None:
 async def test_closing_closes_idle_connections() -> None:
     async with FakeTriton().listening() as fake:
         async with pool_before(fake) as pool:
-            session = pool.session
+            session = pool.choose("smol").session
         assert session.closed
 
 
 @in_loop
 async def test_a_pool_that_never_started_can_be_closed() -> None:
     await Pool(routes_to(), Metrics(), Journal(lambda line: None, Clock())).close()
+
+
+@in_loop
+async def test_other_routes_keep_what_stays_and_drain_what_goes() -> None:
+    async with (
+        FakeTriton().listening() as one,
+        FakeTriton().listening() as two,
+        FakeTriton().listening() as three,
+        pool_before(one, two) as pool,
+    ):
+        stays, goes = pool.choose("smol"), pool.choose("smol", but=[pool.choose("smol")])
+        assert (stays.name, goes.name) == ("smol-up-0", "smol-up-1")
+        async with goes.occupied():
+            goes_session = goes.session
+            await pool.replace(replaced(routes_to(one, two), url=three.url, weight=7.0))
+            assert pool.choose("smol", but=[stays]).ready_url.port == URL(three.url).port
+            assert pool.choose("smol", but=[stays]).weight == 7.0
+            assert pool.choose("smol", but=[pool.choose("smol", but=[stays])]) is stays
+            assert not goes_session.closed
+        await until(lambda: goes_session.closed)
+        assert not stays.session.closed
+        assert pool.unready() == []
+
+
+def replaced(routes: Routes, *, url: str, weight: float) -> Routes:
+    """The second endpoint of every route at another address."""
+    return Routes(
+        routes=tuple(
+            msgspec.structs.replace(
+                route,
+                endpoints=(
+                    route.endpoints[0],
+                    msgspec.structs.replace(route.endpoints[1], url=url, weight=weight),
+                ),
+            )
+            for route in routes.routes
+        )
+    )
+
+
+@in_loop
+async def test_a_new_endpoint_gets_nothing_before_it_was_looked_at() -> None:
+    async with FakeTriton().listening() as one, FakeTriton().listening() as two, pool_before(one) as pool:
+        two.ready = False
+        await pool.replace(routes_to(one, two))
+        first = pool.choose("smol")
+        async with first.occupied():
+            assert pool.choose("smol") is first
+
+
+@in_loop
+async def test_a_weight_changes_in_place() -> None:
+    async with FakeTriton().listening() as one, pool_before(one) as pool:
+        upstream = pool.choose("smol")
+        routes = Routes(
+            routes=tuple(
+                msgspec.structs.replace(
+                    route, endpoints=(msgspec.structs.replace(route.endpoints[0], weight=3.0, context=5),)
+                )
+                for route in routes_to(one).routes
+            )
+        )
+        await pool.replace(routes)
+        assert pool.choose("smol") is upstream
+        assert (upstream.weight, upstream.context) == (3.0, 5)

@@ -134,3 +134,41 @@ def test_routes_that_are_missing_or_broken(tmp_path: Path) -> None:
 
 def start(routes: Path, folder: Path, *, host: str = "127.0.0.1", port: int = 0) -> None:
     serve(routes_file=routes, ledger=folder / "ledger.sqlite", host=host, port=port, max_body_bytes=1024)
+
+
+async def events(process: Process, *, until: str) -> list[dict[str, Any]]:
+    """Log lines up to the first of this kind."""
+    assert process.stderr is not None
+    found: list[dict[str, Any]] = []
+    async with asyncio.timeout(10):
+        while not found or found[-1]["event"] != until:
+            found.append(json.loads(await process.stderr.readline()))
+    return found
+
+
+@in_loop
+async def test_routes_are_taken_over_without_dropping_a_stream(tmp_path: Path) -> None:
+    """A stream that runs goes on at the old endpoint, the next request goes to the new one; a broken file
+    changes nothing."""
+    old, new = FakeTriton(), FakeTriton()
+    old.gate, new.tokens = asyncio.Event(), ["new"]
+    async with old.listening(), new.listening(), process(tmp_path, old) as (gateway, url, secret):
+        headers = {"Authorization": f"Bearer {secret}"}
+        async with aiohttp.ClientSession(headers=headers) as session:
+            chats = f"{url}/v1/chat/completions"
+            async with session.post(chats, json=chat_body(stream=True)) as response:
+                await response.content.readline()
+                routes = tmp_path / "routes.json"
+                good = routes.read_bytes()
+                routes.write_bytes(good[:-20])
+                broken = (await events(gateway, until="routes_broken"))[-1]
+                assert "does not hold routes" in broken["error"]
+                async with session.get(f"{url}/metrics") as metrics:
+                    assert "sovereign_routes_valid 0.0" in await metrics.text()
+                routes.write_bytes(good.replace(old.url.encode(), new.url.encode()))
+                await events(gateway, until="routes_loaded")
+                async with session.post(chats, json=chat_body()) as other:
+                    assert (await other.json())["choices"][0]["message"]["content"] == "new"
+                old.gate.set()
+                assert "[DONE]" in await response.text()
+            await events(gateway, until="endpoint_drained")

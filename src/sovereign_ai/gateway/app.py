@@ -46,7 +46,7 @@ class Gateway:
         self,
         routes: Routes,
         keys: KeyTable,
-        served: Mapping[str, Served],
+        served: dict[str, Served],
         *,
         max_body_bytes: int,
         write: Write,
@@ -54,7 +54,7 @@ class Gateway:
         monotonic: Clock,
         new_id: Callable[[], str],
     ) -> None:
-        self._routes, self._keys = routes, keys
+        self._routes, self._keys, self._served = routes, keys, served
         self._max_body_bytes = max_body_bytes
         self._clock, self._monotonic = clock, monotonic
         self._stopping = False
@@ -83,6 +83,22 @@ class Gateway:
         self._stopping = True
         for flight in tuple(self._flights):
             flight.interrupt(Interruption.STOPPING)
+
+    def prompts_for(self, routes: Routes) -> dict[str, PromptBuilder]:
+        """The text side of each route's model: what is loaded already, else read from its folder. Takes
+        seconds for a large vocabulary; to be called in a thread. Raises UnsupportedModel."""
+        here = {one.route.folder: one.prompts for one in tuple(self._served.values())}
+        return {
+            route.model: here.get(route.folder) or load_prompt_builder(Path(route.folder))
+            for route in routes.routes
+        }
+
+    async def replace(self, routes: Routes, prompts: Mapping[str, PromptBuilder]) -> None:
+        """Serve other routes from now on; what is under way is not disturbed."""
+        await self.pool.replace(routes)
+        self._routes = routes
+        self._served.clear()
+        self._served.update({one.model: Served(one, prompts[one.model]) for one in routes.routes})
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:

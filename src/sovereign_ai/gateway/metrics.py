@@ -74,12 +74,22 @@ class Metrics:
             ("model", "endpoint"),
             registry=registry,
         )
+        self.routes_valid = Gauge(
+            "sovereign_routes_valid",
+            "0 while routes.json is broken and older routes serve on",
+            registry=registry,
+        )
+        self.routes_valid.set(1)
         self.endpoint_up = Gauge(
             "sovereign_endpoint_up",
             "1 while the endpoint is healthy",
             ("model", "endpoint"),
             registry=registry,
         )
+
+    def forget(self, model: str, endpoint: str) -> None:
+        """An endpoint that is no more has no health; what was counted of it stays."""
+        self.endpoint_up.remove(model, endpoint)
 
     def observe(self, record: RequestRecord, duration_s: float) -> None:
         """Count a finished request."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 
 import aiohttp
@@ -19,6 +19,8 @@ from sovereign_ai.gateway.picker import pick
 from sovereign_ai.gateway.wire import triton
 from sovereign_ai.spec import Endpoint, Route, Routes
 
+DRAIN_INTERVAL_S = 0.1
+"""How often an endpoint that goes is looked at for what it still answers."""
 PROBE_INTERVAL_S = 1.0
 PROBE_TIMEOUT_S = 5.0
 """An engine under full load on few cores answers late, and is healthy all the same."""
@@ -32,6 +34,9 @@ SILENCE_S = 10.0
 long prompt takes longer on a small machine: silence alone proves nothing."""
 
 
+Key = tuple[str, str, str, str]
+
+
 class Upstream:
     """One endpoint of one model, as the gateway sees it."""
 
@@ -43,9 +48,12 @@ class Upstream:
         self.healthy = False
         self.breaker = Breaker()
         self.held_until = 0.0
+        self.key = (route.model, endpoint.name, endpoint.url, endpoint.model)
+        """Another one makes another upstream; weight and context may change in place."""
         self._clock = clock
         self._heard = clock()
         self._requests: set[asyncio.Timeout] = set()
+        self._session: aiohttp.ClientSession | None = None
         base = URL(endpoint.url) / "v2/models" / endpoint.model
         self.ready_url = base / "ready"
         self.generate_url = base / "generate_stream"
@@ -54,6 +62,23 @@ class Upstream:
         """Where and how to ask for a sign of life: the smallest request there is."""
         if route.task == "chat":
             self.question = (self.generate_url, triton.generate_body(".", {"max_tokens": 1}))
+
+    @property
+    def session(self) -> aiohttp.ClientSession:
+        """Its own connections: they are closed with it, idle ones too, because Triton waits for them when it
+        stops. Only inside the event loop."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                # every limit here would be a queue that nobody can see
+                connector=aiohttp.TCPConnector(limit=0),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
+                cookie_jar=aiohttp.DummyCookieJar(),
+            )
+        return self._session
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
 
     @property
     def outstanding(self) -> int:
@@ -93,7 +118,7 @@ class Upstream:
 
 
 class Pool:
-    """All upstreams and the one client session they share. `start` and `close` it inside the event loop."""
+    """All upstreams. `start`, `replace` and `close` it inside the event loop."""
 
     def __init__(
         self, routes: Routes, metrics: Metrics, journal: Journal, *, clock: Clock = time.monotonic
@@ -105,32 +130,62 @@ class Pool:
             for route in routes.routes
         }
         self._affinity = {route.model: Affinity() for route in routes.routes}
-        self._session: aiohttp.ClientSession | None = None
-        self._probes: list[asyncio.Task[None]] = []
-
-    @property
-    def session(self) -> aiohttp.ClientSession:
-        assert self._session is not None, "the pool was not started"  # noqa: S101 - for the type checker
-        return self._session
+        self._probes: dict[Upstream, asyncio.Task[None]] = {}
+        self._draining: dict[Upstream, asyncio.Task[None]] = {}
 
     async def start(self) -> None:
-        """Open the session, look at every endpoint once, and keep looking in the background."""
-        self._session = aiohttp.ClientSession(
-            # every limit here would be a queue that nobody can see
-            connector=aiohttp.TCPConnector(limit=0),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
-            cookie_jar=aiohttp.DummyCookieJar(),
-        )
-        await asyncio.gather(*(self.probe(upstream) for upstream in self._all()))
-        self._probes = [asyncio.create_task(self._keep_probing(upstream)) for upstream in self._all()]
+        """Look at every endpoint once, and keep looking in the background."""
+        await self._watch(self._all())
+
+    async def _watch(self, upstreams: Collection[Upstream]) -> None:
+        await asyncio.gather(*(self.probe(upstream) for upstream in upstreams))
+        for upstream in upstreams:
+            self._probes[upstream] = asyncio.create_task(self._keep_probing(upstream))
+
+    async def replace(self, routes: Routes) -> None:
+        """Other routes from now on. Endpoints that stay keep their requests, health and connections; new ones
+        are looked at before anything is sent there; those that go finish what they answer, then their
+        connections are closed."""
+        here = {upstream.key: upstream for upstream in self._all()}
+        by_model = {
+            route.model: tuple(self._upstream(route, endpoint, here) for endpoint in route.endpoints)
+            for route in routes.routes
+        }
+        every = [upstream for upstreams in by_model.values() for upstream in upstreams]
+        await self._watch([upstream for upstream in every if upstream.key not in here])
+        self._by_model = by_model
+        self._affinity = {model: self._affinity.get(model) or Affinity() for model in by_model}
+        for upstream in here.values():
+            if upstream not in every:
+                self._draining[upstream] = asyncio.create_task(self._drain(upstream))
+
+    def _upstream(self, route: Route, endpoint: Endpoint, here: Mapping[Key, Upstream]) -> Upstream:
+        made = Upstream(route, endpoint, self._clock)
+        kept = here.get(made.key)
+        if kept is None:
+            return made
+        kept.weight, kept.context = made.weight, made.context
+        return kept
+
+    async def _drain(self, upstream: Upstream) -> None:
+        if probe := self._probes.pop(upstream, None):
+            probe.cancel()
+        while upstream.outstanding:  # noqa: ASYNC110  nothing tells when the last one ends, and nobody waits
+            await asyncio.sleep(DRAIN_INTERVAL_S)
+        await upstream.close()
+        self._metrics.forget(upstream.route_model, upstream.name)
+        self._journal.event("endpoint_drained", model=upstream.route_model, endpoint=upstream.name)
+        del self._draining[upstream]
 
     async def close(self) -> None:
-        """Stop looking and close every connection, idle ones too: Triton waits for them when it stops."""
-        for task in self._probes:
+        """Stop looking and close every connection."""
+        upstreams = [*self._all(), *self._draining]
+        tasks = [*self._probes.values(), *self._draining.values()]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._probes, return_exceptions=True)
-        if self._session is not None:
-            await self._session.close()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for upstream in upstreams:
+            await upstream.close()
 
     def choose(
         self, model: str, *, text: str = "", tokens: int = 0, but: Collection[Upstream] = ()
@@ -196,7 +251,7 @@ class Pool:
         """Ask the model's process itself. A late answer or none proves nothing; only Triton's word does."""
         url, body = upstream.question
         try:
-            async with asyncio.timeout(PROBE_TIMEOUT_S), self.session.post(url, data=body) as response:
+            async with asyncio.timeout(PROBE_TIMEOUT_S), upstream.session.post(url, data=body) as response:
                 if response.status != 200 and triton.is_dead(triton.error_message(await response.read())):
                     self.mark_dead(upstream)
         except (aiohttp.ClientError, OSError):
@@ -206,7 +261,7 @@ class Pool:
 
     async def _is_ready(self, upstream: Upstream) -> bool:
         try:
-            async with asyncio.timeout(PROBE_TIMEOUT_S), self.session.get(upstream.ready_url) as response:
+            async with asyncio.timeout(PROBE_TIMEOUT_S), upstream.session.get(upstream.ready_url) as response:
                 return response.status == 200
         except (aiohttp.ClientError, OSError):
             return False

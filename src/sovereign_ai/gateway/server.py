@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 import uvicorn
 
-from sovereign_ai.errors import NoPermission, PortTaken, UsageError, disk_errors
+from sovereign_ai.errors import NoPermission, PortTaken, SovereignError, UsageError, disk_errors
 from sovereign_ai.gateway.app import Gateway, create_app
 from sovereign_ai.gateway.ledger import Ledger
 from sovereign_ai.spec import Routes
@@ -26,13 +26,16 @@ KEEP_ALIVE_S = 75
 """Idle time of a client's connection: longer than clients keep theirs, so that none is closed in use."""
 
 BACKLOG = 2048
+RELOAD_TICKS = 10
+"""Tenths of a second between two looks at routes.json."""
 
 
 class Server(uvicorn.Server):
     """Stops the gateway's requests before it waits for them, and returns instead of dying of its signal."""
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, routes_file: Path | None = None) -> None:
         self._gateway = gateway
+        self._reloader = Reloader(gateway, routes_file) if routes_file else None
         super().__init__(
             uvicorn.Config(
                 gateway,
@@ -61,6 +64,12 @@ class Server(uvicorn.Server):
             for number in signals:
                 loop.remove_signal_handler(number)
 
+    async def on_tick(self, counter: int) -> bool:
+        """uvicorn calls it ten times a second."""
+        if self._reloader and counter % RELOAD_TICKS == 0:
+            self._reloader.look()
+        return await super().on_tick(counter)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._gateway.stop()
         await super().shutdown(sockets)
@@ -68,6 +77,41 @@ class Server(uvicorn.Server):
     def _exit_on_signal(self) -> None:
         self.force_exit = self.should_exit
         self.should_exit = True
+
+
+class Reloader:
+    """Takes over routes.json when it changes. A broken one is told, and what serves goes on serving."""
+
+    def __init__(self, gateway: Gateway, path: Path) -> None:
+        self._gateway, self._path = gateway, path
+        self._stamp = self._look()
+        self._task: asyncio.Task[None] | None = None
+
+    def look(self) -> None:
+        """Start a reload if the file is another one now; one at a time."""
+        stamp = self._look()
+        if stamp != self._stamp and (self._task is None or self._task.done()):
+            self._stamp = stamp
+            self._task = asyncio.create_task(self._reload())
+
+    def _look(self) -> tuple[int, int, int] | None:
+        try:
+            found = self._path.stat()
+        except OSError:
+            return None
+        return found.st_ino, found.st_size, found.st_mtime_ns
+
+    async def _reload(self) -> None:
+        try:
+            routes = await asyncio.to_thread(_read_routes, self._path)
+            prompts = await asyncio.to_thread(self._gateway.prompts_for, routes)
+        except SovereignError as error:
+            self._gateway.metrics.routes_valid.set(0)
+            self._gateway.journal.event("routes_broken", error=error.message)
+            return
+        await self._gateway.replace(routes, prompts)
+        self._gateway.metrics.routes_valid.set(1)
+        self._gateway.journal.event("routes_loaded", models=[route.model for route in routes.routes])
 
 
 def serve(*, routes_file: Path, ledger: Path, host: str, port: int, max_body_bytes: int) -> None:
@@ -81,7 +125,7 @@ def serve(*, routes_file: Path, ledger: Path, host: str, port: int, max_body_byt
         gateway = create_app(routes, keys, max_body_bytes=max_body_bytes, write=_write_log)
         address, bound = listener.getsockname()[:2]
         gateway.journal.event("listening", host=address, port=bound, models=[r.model for r in routes.routes])
-        Server(gateway).run(sockets=[listener])
+        Server(gateway, routes_file).run(sockets=[listener])
         gateway.journal.event("stopped")
 
 

@@ -190,7 +190,7 @@ class TritonClient:
         """An answer with status 200, of which only the head was read."""
         data = body if len(body) <= SENT_AT_ONCE_BYTES else io.BytesIO(body)
         try:
-            response = await self._pool.session.post(url, data=data, headers=_HEADERS)
+            response = await upstream.session.post(url, data=data, headers=_HEADERS)
             if response.status == 200:
                 return response
             message = triton.error_message(await response.read())
