@@ -1,7 +1,7 @@
 """What variants are worth, told without our code: run by the Python of an environment, answers in JSON.
 
 PYTHON quantized.py distances FOLDER VARIANT… < texts.json     in the environment `quantize`
-PYTHON quantized.py greedy VARIANT < [questions, max_tokens]   in the engine's
+PYTHON quantized.py greedy VARIANT < [beginnings, tokens]       in the engine's
 """
 
 from __future__ import annotations
@@ -45,10 +45,9 @@ def greedy(folder: str) -> list[str]:
     from vllm import LLM, SamplingParams
 
     llm = LLM(model=folder, dtype="float32", enforce_eager=True, max_model_len=512)
-    questions, max_tokens = json.load(sys.stdin)
-    settings = SamplingParams(temperature=0, max_tokens=max_tokens)
-    chats = [[{"role": "user", "content": question}] for question in questions]
-    return [output.outputs[0].text for output in llm.chat(chats, settings, use_tqdm=False)]
+    beginnings, tokens = json.load(sys.stdin)
+    settings = SamplingParams(temperature=0, max_tokens=tokens)
+    return [output.outputs[0].text for output in llm.generate(beginnings, settings, use_tqdm=False)]
 
 
 if __name__ == "__main__":

@@ -97,6 +97,7 @@ def told(kind: str, home: Made, arguments: Sequence[str], said: Any) -> Any:
     python = environment.ensure(home.paths, kind, Console()).python
     done = subprocess.run(
         [str(python), "-I", str(SCRIPT), *arguments],
+        env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},  # as the library is run: two cores are soon busy
         input=json.dumps(said),
         capture_output=True,
         text=True,
@@ -121,6 +122,7 @@ def test_killed_in_the_middle_nothing_half_done_is_visible(home: Made) -> None:
     killed = subprocess.Popen([sys.executable, "-c", KILLED, str(home.paths.home)], stderr=subprocess.DEVNULL)
     wait_for(lambda: list(home.paths.models.glob(".partial-*/made/*.safetensors")), 120, "the weights")
     children = Path(f"/proc/{killed.pid}/task/{killed.pid}/children").read_text().split()
+    assert children
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     assert home.store.versions(NAME) == (home.base,)
@@ -176,7 +178,9 @@ def test_variants_stay_near_their_base(made: Made) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["int8", "fp8"])
-def test_the_engine_of_cpus_loads_a_variant_and_it_answers(made: Made, scheme: str) -> None:
-    question = "What is the capital of France?"
-    answers = told("cpu", made, ["greedy", made.folder(scheme)], [[question], 8])
-    assert "Paris" in answers[0]
+def test_the_engine_of_cpus_loads_a_variant_and_it_goes_on(made: Made, scheme: str) -> None:
+    """With what the base is sure of: where it wavers between two words, rounding decides."""
+    beginnings = ["1, 2, 3, 4, 5, 6,", "The sun rises in the east and sets in the"]
+    numbers, west = told("cpu", made, ["greedy", made.folder(scheme)], [beginnings, 4])
+    assert numbers.startswith(" 7, ")
+    assert west.startswith(" west")
