@@ -29,6 +29,10 @@ LIBRARY_VALUES = 1 << 17
 """At a time: the library's temporaries, several times as large, then stay in the cache."""
 
 
+ROUNDED_VALUES = 1 << 17
+"""At a time, for the same reason."""
+
+
 def readable(kind: GGMLQuantizationType) -> bool:
     """The library says only by failing that it cannot read a type: try on one block of zeros."""
     try:
@@ -200,13 +204,17 @@ def encoded(values: Floats, dtype: Dtype) -> np.ndarray[Any, Any]:
     """Values that `fits` → what is written: float32 as they are, others rounded to nearest, ties to even."""
     if dtype == "float32":
         return np.ascontiguousarray(values)
-    bits = np.ascontiguousarray(values).view(np.uint32)
-    return _to_bfloat16(bits) if dtype == "bfloat16" else _to_float16(bits).view(np.float16)
+    bits = np.ascontiguousarray(values).view(np.uint32).reshape(-1)
+    rounded = np.empty(bits.size, np.uint16)
+    for start in range(0, bits.size, ROUNDED_VALUES):
+        piece = slice(start, start + ROUNDED_VALUES)
+        rounded[piece] = _to_bfloat16(bits[piece]) if dtype == "bfloat16" else _to_float16(bits[piece])
+    return (rounded if dtype == "bfloat16" else rounded.view(np.float16)).reshape(values.shape)
 
 
-def _to_bfloat16(bits: Words) -> np.ndarray[Any, np.dtype[np.uint16]]:
+def _to_bfloat16(bits: Words) -> Words:
     """bfloat16 is the upper half of float32."""
-    return _without_low_bits(bits, 16).astype(np.uint16)
+    return _without_low_bits(bits, 16)
 
 
 def _without_low_bits(bits: Words, count: int) -> Words:
@@ -219,7 +227,7 @@ def _without_low_bits(bits: Words, count: int) -> Words:
     return rounded
 
 
-def _to_float16(bits: Words) -> np.ndarray[Any, np.dtype[np.uint16]]:
+def _to_float16(bits: Words) -> Words:
     """As numpy rounds, in two thirds of its time.
 
     Exponents count from 112 less and fractions end 13 bits earlier. What is too small for that has steps of
@@ -234,4 +242,4 @@ def _to_float16(bits: Words) -> np.ndarray[Any, np.dtype[np.uint16]]:
     signs = bits >> np.uint32(16)
     signs &= np.uint32(0x8000)
     signs |= halves
-    return signs.astype(np.uint16)
+    return signs
