@@ -218,19 +218,37 @@ def machine() -> str:
     return f"{name[1] if name else platform.machine()}, {len(os.sched_getaffinity(0))} cores, shared"
 
 
+HEADINGS = (
+    "from",
+    "to",
+    "read + written",
+    "convert",
+    "limit",
+    "of the clock",
+    "of the processor",
+    "verify",
+    "of the clock",
+    "peak memory",
+)
+
+
 def show(rows: Sequence[dict[str, Any]]) -> None:
-    print(
-        "| from | to | read + written | convert | limit | ratio: clock, processor | verify | ratio | peak memory |"
-    )
-    print("|---|---|---:|---:|---:|---:|---:|---:|---:|")
+    print("| " + " | ".join(HEADINGS) + " |")
+    print("|---|---" + "|---:" * (len(HEADINGS) - 2) + "|")
     for row in rows:
-        total = row["read_bytes"] + row["written_bytes"]
-        print(
-            f"| {row['from']} | {row['to']} | {total / 1e6:,.0f} MB | {row['bytes_per_s'] / 1e6:,.0f} MB/s "
-            f"| {row['limit_bytes_per_s'] / 1e6:,.0f} MB/s | {row['ratio']:.2f}, {row['processor_ratio']:.2f} "
-            f"| {row['verify_bytes_per_s'] / 1e6:,.0f} MB/s | {row['verify_ratio']:.2f}, {row['verify_processor_ratio']:.2f} "
-            f"| {row['peak_bytes'] / 2**20:,.0f} MiB |"
+        cells = (
+            row["from"],
+            row["to"],
+            f"{(row['read_bytes'] + row['written_bytes']) / 1e6:,.0f} MB",
+            f"{row['bytes_per_s'] / 1e6:,.0f} MB/s",
+            f"{row['limit_bytes_per_s'] / 1e6:,.0f} MB/s",
+            f"{row['ratio']:.2f}",
+            f"{row['processor_ratio']:.2f}",
+            f"{row['verify_bytes_per_s'] / 1e6:,.0f} MB/s",
+            f"{row['verify_ratio']:.2f}",
+            f"{row['peak_bytes'] / 2**20:,.0f} MiB",
         )
+        print("| " + " | ".join(cells) + " |")
 
 
 def main() -> None:
@@ -255,9 +273,8 @@ def main() -> None:
     print(f"{machine()}; {THREADS} threads; medians of {options.rounds} rounds\n")
     show(rows)
     below = [f"{row['from']} to {row['to']}" for row in rows if row["processor_ratio"] < AIM]
-    print(
-        f"\naim {AIM} of the limit in processor time: {'missed by ' + ', '.join(below) if below else 'met by all'}"
-    )
+    missed = f"missed by {', '.join(below)}" if below else "met by all"
+    print(f"\naim {AIM} of the limit in processor time: {missed}")
     if options.out:
         record = {"machine": machine(), "date": time.strftime("%Y-%m-%d"), "threads": THREADS, "rows": rows}
         options.out.write_text(json.dumps(record, indent=1) + "\n")
