@@ -123,6 +123,18 @@ def test_bfloat16_is_the_nearest_and_of_two_the_even_one(tmp_path: Path, kind: Q
         assert np.array_equal(ours, theirs), name
 
 
+@pytest.mark.parametrize("kind", MADE_BY_THE_LIBRARY)
+def test_float16_is_what_numpy_makes_of_it(tmp_path: Path, kind: Q) -> None:
+    path = write_gguf(tmp_path / "m.gguf", tensors256(), keys(**LARGE), kind=kind)
+    conversion = read_conversion(path, "float16")
+    conversion.write(tmp_path / "out", Silent())
+    expected = as_gguf_has_it(path)
+    for name, bits in written_bits(tmp_path / "out", conversion.headers).items():
+        ours = back(name, bits, 64)
+        theirs = expected[name].reshape(ours.shape).astype(np.float16).view(np.uint16)
+        assert np.array_equal(ours, theirs), name
+
+
 def written_bits(folder: Path, headers: tuple[TensorHeader, ...]) -> dict[str, np.ndarray[Any, Any]]:
     """The 16-bit numbers of every tensor, as integers."""
     data = (folder / "model.safetensors").read_bytes()[-sum(header.size for header in headers) :]

@@ -68,6 +68,18 @@ def test_float16_rounds_as_numpy_does_at_every_step() -> None:
         assert np.array_equal(encoded(signed, "float16").view(np.uint16), expected)
 
 
+@pytest.mark.parametrize(("kind", "dtype"), [(Q.F16, "float16"), (Q.BF16, "bfloat16")])
+def test_numbers_of_the_type_that_is_wanted_stay_as_they_are(kind: Q, dtype: Dtype) -> None:
+    bits = np.arange(0x7BFF, dtype=np.uint16)
+    same = dequantize.unchanged(bits.view(np.uint8), kind, dtype)
+    assert same is not None
+    assert np.array_equal(same.view(np.uint16), bits)
+    assert np.array_equal(encoded(dequantise(bits.view(np.uint8), kind), dtype).view(np.uint16), bits)
+    assert dequantize.unchanged(bits.view(np.uint8), kind, "float32") is None
+    infinite = np.array([1, 0xFF80 if kind == Q.BF16 else 0xFC00], np.uint16).view(np.uint8)
+    assert dequantize.unchanged(infinite, kind, dtype) is None
+
+
 def test_of_two_equally_near_the_even_one() -> None:
     values = np.array([0x3F808000, 0x3F818000, 0xBF808000, 0x3F808001], np.uint32).view(np.float32)
     assert encoded(values, "bfloat16").tolist() == [0x3F80, 0x3F82, 0xBF80, 0x3F81]

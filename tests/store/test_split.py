@@ -28,7 +28,10 @@ def parts(folder: Path, count: int = 3, **changes: Any) -> list[Path]:
 
 def test_a_model_in_parts_is_the_model_in_one(tmp_path: Path, tiny_gguf: Path) -> None:
     read_conversion(tiny_gguf).write(tmp_path / "whole", Silent())
-    read_conversion(parts(tmp_path)[0]).write(tmp_path / "parts", Silent())
+    paths = parts(tmp_path)
+    conversion = read_conversion(paths[0])
+    assert conversion.sources == tuple(paths)
+    conversion.write(tmp_path / "parts", Silent())
     whole, found = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "parts"))
     assert whole.keys() == found.keys()
     assert all(np.array_equal(found[name], values) for name, values in whole.items())

@@ -21,7 +21,7 @@ import numpy as np
 from sovereign_ai.console import Progress
 from sovereign_ai.errors import BadModelFile, UnsupportedModel
 from sovereign_ai.store.decoder import ELSEWHERE, Blueprint, Target
-from sovereign_ai.store.dequantize import SIZES, Dtype, Floats, dequantise, encoded, fits, readable
+from sovereign_ai.store.dequantize import SIZES, Dtype, Floats, dequantise, encoded, fits, readable, unchanged
 from sovereign_ai.store.families import read_blueprint
 from sovereign_ai.store.gguf_file import GgufFile, TensorInfo
 from sovereign_ai.store.special_tokens import config_ids, generation_config
@@ -54,6 +54,11 @@ class Conversion(NamedTuple):
     @property
     def targets(self) -> tuple[Target, ...]:
         return self.blueprint.targets
+
+    @property
+    def sources(self) -> tuple[Path, ...]:
+        """The file, and every other part where it is the first of several."""
+        return tuple(dict.fromkeys([self.file.path, *(info.path for info in self.file.tensors)]))
 
     @property
     def weights_bytes(self) -> int:
@@ -124,7 +129,10 @@ class _Step(NamedTuple):
         raw = os.pread(self.source, self.size, self.offset)
         if len(raw) != self.size:
             raise BadModelFile(f"{info.path}: changed while it was read: tensor `{info.name}` ends early")
-        values = dequantise(np.frombuffer(raw, np.uint8), info.type)
+        blocks = np.frombuffer(raw, np.uint8)
+        if not self.target.change and (same := unchanged(blocks, info.type, self.dtype)) is not None:
+            return same.data.cast("B")
+        values = dequantise(blocks, info.type)
         if self.target.change:
             values = self.target.change(values.reshape(-1, info.shape[-1])).reshape(-1)
         return _encoded(info, values, self.dtype)

@@ -187,6 +187,10 @@ _DIRECT: dict[GGMLQuantizationType, Callable[[Bytes], Floats]] = {
 }
 
 
+_OWN = {"float16": (_Q.F16, 0x7C00), "bfloat16": (_Q.BF16, 0x7F80)}
+"""The same type in both formats, and its infinity as bits."""
+
+
 def fits(values: Floats, dtype: Dtype) -> bool:
     """Whether every value is a number that `dtype` can hold.
 
@@ -212,6 +216,16 @@ def encoded(values: Floats, dtype: Dtype) -> np.ndarray[Any, Any]:
     return (rounded if dtype == "bfloat16" else rounded.view(np.float16)).reshape(values.shape)
 
 
+def unchanged(raw: Bytes, kind: GGMLQuantizationType, dtype: Dtype) -> np.ndarray[Any, Any] | None:
+    """The bytes themselves where the file has 16-bit numbers of the type that is wanted, and all are numbers;
+    None otherwise."""
+    own, infinity = _OWN.get(dtype, (None, 0))
+    if kind != own:
+        return None
+    bits = raw.view(np.uint16)
+    return bits if (bits & np.uint16(0x7FFF)).max() < infinity else None
+
+
 def _to_bfloat16(bits: Words) -> Words:
     """bfloat16 is the upper half of float32."""
     return _without_low_bits(bits, 16)
@@ -235,10 +249,9 @@ def _to_float16(bits: Words) -> Words:
     """
     magnitudes = bits & np.uint32(0x7FFFFFFF)
     halves = _without_low_bits(magnitudes - np.uint32(112 << 23), 13)
-    small = magnitudes < np.uint32(113 << 23)
-    if small.any():
-        steps = (magnitudes.view(np.float32) + np.float32(0.5)).view(np.uint32) - np.uint32(126 << 23)
-        np.copyto(halves, steps, where=small)
+    small = np.flatnonzero(magnitudes < np.uint32(113 << 23))
+    steps = magnitudes[small].view(np.float32) + np.float32(0.5)
+    halves[small] = steps.view(np.uint32) - np.uint32(126 << 23)
     signs = bits >> np.uint32(16)
     signs &= np.uint32(0x8000)
     signs |= halves
