@@ -24,9 +24,14 @@
     └── ApiError                  HTTP      answered to a client in OpenAI's error shape
         ├── InvalidRequest        400
         ├── Unauthenticated       401
+        ├── Forbidden             403  the key is good, but not for this
         ├── ModelNotFound         404
         ├── MethodNotAllowed      405
+        ├── RequestTimeout        408
         ├── RequestTooLarge       413
+        ├── RateLimited           429  too many requests; says when to try again
+        │   ├── TokensLimited     429  too many tokens a minute
+        │   └── QuotaExceeded     429  the budget of the day or month is used up
         ├── UpstreamFailed        502
         └── UpstreamUnavailable   503
 
@@ -159,6 +164,11 @@ class Unauthenticated(ApiError):
     error_type = "invalid_request_error"
 
 
+class Forbidden(ApiError):
+    http_status = 403
+    error_type = "invalid_request_error"
+
+
 class ModelNotFound(ApiError):
     http_status = 404
     error_type = "invalid_request_error"
@@ -169,9 +179,36 @@ class MethodNotAllowed(ApiError):
     error_type = "invalid_request_error"
 
 
+class RequestTimeout(ApiError):
+    http_status = 408
+    error_type = "invalid_request_error"
+
+
 class RequestTooLarge(ApiError):
     http_status = 413
     error_type = "invalid_request_error"
+
+
+class RateLimited(ApiError):
+    """`retry_after_s`: seconds until the same request may pass; None: it never will. `reason` is a word for
+    metrics."""
+
+    http_status = 429
+    error_type = "requests"
+    code_word: ClassVar[str] = "rate_limit_exceeded"
+
+    def __init__(self, message: str, *, reason: str, retry_after_s: float | None) -> None:
+        super().__init__(message, code=self.code_word)
+        self.reason = reason
+        self.retry_after_s = retry_after_s
+
+
+class TokensLimited(RateLimited):
+    error_type = "tokens"
+
+
+class QuotaExceeded(RateLimited):
+    error_type = code_word = "insufficient_quota"
 
 
 class UpstreamFailed(ApiError):

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import msgspec
 import pytest
 
-from sovereign_ai.errors import Unauthenticated
+from sovereign_ai.errors import Forbidden, Unauthenticated
 from sovereign_ai.gateway import admission
 from sovereign_ai.gateway.admission import KeyRecord
 
@@ -54,3 +55,33 @@ def test_other_keys_are_not(found: KeyRecord | None, presented: str, words: str)
     with pytest.raises(Unauthenticated, match=words) as caught:
         admission.admit(found, presented, now=10.0)
     assert caught.value.code == "invalid_api_key"
+
+
+def test_after_a_rotation_the_old_secret_works_for_its_grace() -> None:
+    rotated = msgspec.structs.replace(
+        record(),
+        digest=admission.digest("sk-new"),
+        previous_digest=admission.digest(SECRET),
+        previous_until=7.0,
+    )
+    assert admission.admit(rotated, admission.digest("sk-new"), now=99.0) is rotated
+    assert admission.admit(rotated, admission.digest(SECRET), now=6.9) is rotated
+    with pytest.raises(Unauthenticated, match="replaced"):
+        admission.admit(rotated, admission.digest(SECRET), now=7.0)
+
+
+def test_scopes() -> None:
+    metrics = msgspec.structs.replace(record(), scopes=("metrics",))
+    assert admission.admit(metrics, metrics.digest, 0.0, scope="metrics") is metrics
+    with pytest.raises(Forbidden, match="scope `inference`") as caught:
+        admission.admit(metrics, metrics.digest, 0.0)
+    assert (caught.value.http_status, caught.value.code) == (403, "missing_scope")
+
+
+def test_models() -> None:
+    admission.check_model(record(), "any")
+    some = msgspec.structs.replace(record(), models=("a", "b"))
+    admission.check_model(some, "b")
+    with pytest.raises(Forbidden) as caught:
+        admission.check_model(some, "c")
+    assert (caught.value.param, caught.value.code) == ("model", "model_not_allowed")

@@ -7,11 +7,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from sovereign_ai.errors import NoPermission, UsageError
-from sovereign_ai.gateway.admission import digest
-from sovereign_ai.gateway.ledger import Ledger
+from sovereign_ai.gateway.admission import Limits, digest
+from sovereign_ai.gateway.ledger import Grants, Ledger, grants_of
 
 
 class Clock:
@@ -147,3 +148,111 @@ def test_a_ledger_of_the_future(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written() -> None:
     with pytest.raises((NoPermission, OSError)):
         Ledger(Path("/proc/sovereign/ledger.sqlite"))
+
+
+VERSION_1 = """
+CREATE TABLE keys (
+    id TEXT PRIMARY KEY, name TEXT NOT NULL, prefix TEXT NOT NULL, digest TEXT NOT NULL UNIQUE,
+    created REAL NOT NULL, expires REAL, revoked REAL
+) STRICT;
+INSERT INTO keys VALUES ('key-1', 'old', 'sk-…abcd', 'd1', 1.0, NULL, NULL);
+PRAGMA user_version = 1;
+"""
+
+
+def test_a_ledger_of_version_1_is_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    db = sqlite3.connect(path)
+    db.executescript(VERSION_1)
+    db.close()
+    with Ledger(path) as ledger:
+        (record,) = ledger.list_keys()
+        assert (record.id, record.scopes, record.models, record.limits) == (
+            "key-1",
+            ("inference",),
+            (),
+            Limits(),
+        )
+        ledger.set_key("old", lambda grants: msgspec.structs.replace(grants, models=("smol",)))
+    with Ledger(path) as again:
+        found = again.lookup("d1")
+        assert found is not None
+        assert found.models == ("smol",)
+
+
+def test_two_that_migrate_at_once_do_it_once(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    db = sqlite3.connect(path)
+    db.executescript(VERSION_1)
+    db.close()
+    script = (
+        "import sys; from pathlib import Path; from sovereign_ai.gateway.ledger import Ledger\n"
+        "with Ledger(Path(sys.argv[1])) as ledger: print(len(ledger.list_keys()))"
+    )
+    both = [
+        subprocess.Popen([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE) for _ in range(2)
+    ]
+    assert [process.communicate()[0] for process in both] == [b"1\n", b"1\n"]
+
+
+def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.sqlite"
+    db = sqlite3.connect(path)
+    db.executescript(VERSION_1 + "CREATE TABLE usage (x INTEGER);")
+    with pytest.raises(UsageError, match="cannot be used"):
+        Ledger(path)
+    assert db.execute("PRAGMA user_version").fetchone() == (1,)
+    assert len(db.execute("SELECT * FROM keys").fetchone()) == 7
+    db.close()
+
+
+GRANTS = Grants(
+    scopes=("inference", "metrics"), models=("smol",), priority="batch", limits=Limits(tokens_per_day=5)
+)
+
+
+def test_what_a_key_may_do_is_kept(ledger: Ledger) -> None:
+    record, _ = ledger.create_key("a", grants=GRANTS)
+    assert grants_of(record) == GRANTS
+    with Ledger(ledger.path) as again:
+        assert again.list_keys() == [record]
+
+
+def test_a_reader_sees_new_limits_at_once(ledger: Ledger, clock: Clock) -> None:
+    record, secret = ledger.create_key("a")
+    with Ledger(ledger.path, clock=clock) as other:
+        changed = other.set_key("a", lambda _: GRANTS, expires_s=5)
+    assert changed.expires == 1005.0
+    assert ledger.lookup(digest(secret)) == changed
+    assert grants_of(changed) == GRANTS
+    assert changed.digest == record.digest
+
+
+def test_rotation(ledger: Ledger, clock: Clock) -> None:
+    record, old = ledger.create_key("a", expires_s=500)
+    changed, new = ledger.rotate_key("a", grace_s=60)
+    assert (changed.id, changed.expires, changed.previous_until) == (record.id, record.expires, 1060.0)
+    assert ledger.lookup(digest(new)) == ledger.lookup(digest(old)) == changed
+    assert changed.prefix == f"sk-…{new[-4:]}"
+    _, newest = ledger.rotate_key("a")
+    assert ledger.lookup(digest(old)) is None, "only one secret back"
+    assert ledger.lookup(digest(new)) == ledger.lookup(digest(newest))
+
+
+def test_rotations_that_cannot_be(ledger: Ledger) -> None:
+    ledger.create_key("a")
+    with pytest.raises(UsageError, match="grace"):
+        ledger.rotate_key("a", grace_s=-1)
+    ledger.revoke_key("a")
+    with pytest.raises(UsageError, match="revoked"):
+        ledger.rotate_key("a")
+
+
+def test_other_writes_do_not_make_the_keys_be_read_again(ledger: Ledger) -> None:
+    _, secret = ledger.create_key("a")
+    before = ledger.lookup(digest(secret))
+    db = sqlite3.connect(ledger.path)
+    db.execute("INSERT INTO usage_days VALUES ('2026-01-01', 'k', 'm', 1, 1, 1, 0)")
+    db.commit()
+    db.close()
+    assert ledger.lookup(digest(secret)) is before

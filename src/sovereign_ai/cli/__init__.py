@@ -17,15 +17,15 @@ from cyclopts import App, CycloptsError, Parameter
 
 from sovereign_ai import __version__
 from sovereign_ai.cli import logs as log_files
+from sovereign_ai.cli.home import home_paths as _paths
+from sovereign_ai.cli.keys import app as keys
 from sovereign_ai.cli.models import app as models
-from sovereign_ai.config import Factory, Paths, environment, load_factory, paths
+from sovereign_ai.config import Factory, load_factory
 from sovereign_ai.console import Console, human_bytes
 from sovereign_ai.deploy import local
 from sovereign_ai.engines import environment as engine_environment
 from sovereign_ai.engines.lock import load_lock
 from sovereign_ai.errors import Interrupted, SovereignError, UsageError
-from sovereign_ai.gateway.admission import KeyRecord
-from sovereign_ai.gateway.ledger import Ledger
 
 app = App(
     name="sovereign",
@@ -33,7 +33,6 @@ app = App(
     help="Your own inference endpoint, from the GPUs you have.",
     suppress_keyboard_interrupt=False,  # main() turns it into our message and exit code
 )
-keys = App(name="keys", help="API keys of the gateway.")
 engine = App(name="engine", help="Engine environments (Triton, vLLM, torch).")
 migrate = App(name="migrate", help="Move over from another stack.")
 plan_app = App(name="plan", help="Plan which model runs where.")
@@ -48,17 +47,6 @@ InventoryFile = Annotated[
     Path | None, Parameter(name=["--inventory", "-i"], help="A saved inventory, in place of this machine's.")
 ]
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="One JSON document on standard output.")]
-
-
-MAX_EXPIRES_DAYS = 36_500
-"""A hundred years: beyond it, leave the option out."""
-
-
-def _paths(factory: Factory | None = None) -> Paths:
-    where = paths(environment(), factory or Factory())
-    if where.home.exists() and not where.home.is_dir():
-        raise UsageError(f"{where.home} is not a folder", "choose another with SOVEREIGN_HOME")
-    return where
 
 
 @app.command
@@ -306,75 +294,6 @@ def logs(
         How many of the last lines of each.
     """
     log_files.show(_paths().logs, Console(), name, lines=lines, follow=follow)
-
-
-@keys.command(name="create")
-def create_key(name: str, *, expires_days: float | None = None, json: AsJson = False) -> None:
-    """Create an API key. The key is shown this once; only its digest is stored.
-
-    Parameters
-    ----------
-    name
-        What or whom the key is for.
-    expires_days
-        Days until it stops working (default: never).
-    """
-    if expires_days is not None and not 0 < expires_days <= MAX_EXPIRES_DAYS:
-        raise UsageError(f"--expires-days must be above 0 and at most {MAX_EXPIRES_DAYS}")
-    seconds = None if expires_days is None else expires_days * 86400
-    record, secret = _ledger().create_key(name, expires_s=seconds)
-    console = Console(json=json)
-    if json:
-        console.data({**_key_row(record), "key": secret})
-    else:
-        console.say(secret)
-        console.note(f"key {record.id} `{record.name}`: shown once, store it now")
-
-
-@keys.command(name="list")
-def list_keys(*, json: AsJson = False) -> None:
-    """List the API keys, never the secrets."""
-    console = Console(json=json)
-    rows = [_key_row(record) for record in _ledger().list_keys()]
-    if json:
-        console.data(rows)
-    else:
-        columns = ["id", "name", "key", "created", "expires", "revoked"]
-        console.table("API keys", columns, [[_cell(row[c]) for c in columns] for row in rows])
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, float):
-        return time.strftime("%Y-%m-%d %H:%M", time.localtime(value))
-    return "–" if value is None else str(value)
-
-
-def _key_row(record: KeyRecord) -> dict[str, object]:
-    return {
-        "id": record.id,
-        "name": record.name,
-        "key": record.prefix,
-        "created": record.created,
-        "expires": record.expires,
-        "revoked": record.revoked,
-    }
-
-
-@keys.command(name="revoke")
-def revoke_key(key: str) -> None:
-    """Revoke a key at once, in a running gateway too.
-
-    Parameters
-    ----------
-    key
-        Its id, its name or its last characters.
-    """
-    record = _ledger().revoke_key(key)
-    Console().say(f"revoked {record.id} `{record.name}`")
-
-
-def _ledger() -> Ledger:
-    return Ledger(_paths().ledger)
 
 
 @engine.command(name="install")

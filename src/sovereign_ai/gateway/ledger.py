@@ -1,44 +1,51 @@
-"""API keys on disk: the only place that knows SQLite.
+"""API keys on disk.
 
-The command line writes while the gateway reads, so the file is in WAL mode: readers never wait for a writer.
 The gateway keeps all keys in memory and asks before every request whether another process has changed the
-file (`PRAGMA data_version`, a few microseconds). A revoked key therefore fails at its very next request; an
-answer that is already streaming with it is allowed to end.
+file (`PRAGMA data_version`, a few microseconds), and then whether it was the keys that changed. A revoked key
+therefore fails at its very next request, and new limits hold for it; an answer that is already streaming is
+allowed to end.
 """
 
 from __future__ import annotations
 
-import os
 import secrets
-import sqlite3
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
+from typing import Any
+
+import msgspec
 
 from sovereign_ai.errors import UsageError, disk_errors
-from sovereign_ai.gateway.admission import KeyRecord, digest
+from sovereign_ai.gateway.admission import KeyRecord, Limits, Priority, Scope, digest
+from sovereign_ai.gateway.database import open_database, sqlite_errors
 
 SECRET_BYTES = 32
 """256 bits: more than can be guessed, so that a plain digest is enough to store."""
 
-SCHEMA_VERSION = 1
-BUSY_TIMEOUT_S = 5.0
-"""How long a writer waits for another one; writes take milliseconds."""
-
 MAX_NAME_CHARACTERS = 64
+DEFAULT_GRACE_S = 24 * 3600.0
+"""How long the old secret works after a rotation: a day to take the new one everywhere."""
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS keys (
-    id TEXT PRIMARY KEY, name TEXT NOT NULL, prefix TEXT NOT NULL, digest TEXT NOT NULL UNIQUE,
-    created REAL NOT NULL, expires REAL, revoked REAL
-) STRICT
-"""
-_INSERT = (
-    "INSERT INTO keys (id, name, prefix, digest, created, expires, revoked) VALUES (?, ?, ?, ?, ?, ?, ?)"
+_COLUMNS = "id, name, prefix, digest, created, expires, revoked, previous_digest, previous_until, grants"
+_INSERT = f"INSERT INTO keys ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 - our own names
+_UPDATE = (
+    "UPDATE keys SET prefix = ?, digest = ?, expires = ?, previous_digest = ?, previous_until = ?, grants = ?"
+    " WHERE id = ?"
 )
-_SELECT = "SELECT id, name, prefix, digest, created, expires, revoked FROM keys ORDER BY created, id"
+_SELECT = f"SELECT {_COLUMNS} FROM keys ORDER BY created, id"  # noqa: S608 - our own names
+
+Row = tuple[Any, ...]
+
+
+class Grants(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a key may do: one column, as JSON, so that a new limit needs no new column."""
+
+    scopes: tuple[Scope, ...] = ("inference",)
+    models: tuple[str, ...] = ()
+    priority: Priority = "interactive"
+    limits: Limits = Limits()
 
 
 class Ledger:
@@ -52,27 +59,30 @@ class Ledger:
         self.path = path
         self._clock = clock
         self._keys: dict[str, KeyRecord] = {}
+        self._by_digest: dict[str, KeyRecord] = {}
         self._version: int | None = None
-        self._db = _open(path)
+        self._changes: int | None = None
+        self._db = open_database(path)
 
-    def create_key(self, name: str, *, expires_s: float | None = None) -> tuple[KeyRecord, str]:
+    def create_key(
+        self, name: str, *, expires_s: float | None = None, grants: Grants | None = None
+    ) -> tuple[KeyRecord, str]:
         """A new key and its secret, which is not kept and cannot be shown again.
 
         `expires_s`: seconds from now; None: never. Raises UsageError for a name or a time that cannot be.
         """
         if not name.strip() or len(name) > MAX_NAME_CHARACTERS or not name.isprintable():
             raise UsageError(f"a key's name needs 1 to {MAX_NAME_CHARACTERS} printable characters")
-        if expires_s is not None and not expires_s > 0:
-            raise UsageError("a key cannot expire before it is made")
         now = self._clock()
-        secret = f"sk-{secrets.token_hex(SECRET_BYTES)}"
+        secret = new_secret()
         record = KeyRecord(
             id=f"key-{secrets.token_hex(6)}",
             name=name.strip(),
-            prefix=f"sk-…{secret[-4:]}",
+            prefix=_shown(secret),
             digest=digest(secret),
             created=now,
-            expires=None if expires_s is None else now + expires_s,
+            expires=_expiry(now, expires_s),
+            **_fields(grants or Grants()),
         )
         self._write(_INSERT, _row(record))
         return record, secret
@@ -83,9 +93,38 @@ class Ledger:
         return list(self._keys.values())
 
     def lookup(self, digest: str) -> KeyRecord | None:
-        """The key with this digest, as the file has it now."""
+        """The key with this digest, as the file has it now; the digest of a secret that was replaced finds
+        its key too."""
         self._refresh()
-        return self._keys.get(digest)
+        return self._by_digest.get(digest)
+
+    def set_key(
+        self, reference: str, change: Callable[[Grants], Grants], *, expires_s: float | None = None
+    ) -> KeyRecord:
+        """Let the key do what `change` makes of what it may do now, from its next request on. `expires_s`:
+        seconds from now, None: as it was. Raises UsageError as revoke_key does."""
+        found = self._find(reference)
+        expires = found.expires if expires_s is None else _expiry(self._clock(), expires_s)
+        grants = change(grants_of(found))
+        return self._update(msgspec.structs.replace(found, expires=expires, **_fields(grants)))
+
+    def rotate_key(self, reference: str, *, grace_s: float = DEFAULT_GRACE_S) -> tuple[KeyRecord, str]:
+        """A new secret for the same key; the old one works for `grace_s` seconds more, one that was replaced
+        before it no longer. Raises UsageError as revoke_key does, and for a key that was revoked."""
+        found = self._find(reference)
+        if found.revoked is not None:
+            raise UsageError(f"{found.id} `{found.name}` has been revoked", "create a new key")
+        if not grace_s >= 0:
+            raise UsageError("the grace of a rotation cannot be less than nothing")
+        secret = new_secret()
+        changed = msgspec.structs.replace(
+            found,
+            prefix=_shown(secret),
+            digest=digest(secret),
+            previous_digest=found.digest,
+            previous_until=self._clock() + grace_s,
+        )
+        return self._update(changed), secret
 
     def revoke_key(self, reference: str) -> KeyRecord:
         """Refuse the key from its next request on. A key that is revoked already stays as it is.
@@ -128,51 +167,54 @@ class Ledger:
 
     def _refresh(self) -> None:
         version: int = self._db.execute("PRAGMA data_version").fetchone()[0]
-        if version != self._version:
-            rows = self._db.execute(_SELECT)
-            self._keys = {record.digest: record for record in map(_record, rows)}
-            self._version = version
+        if version == self._version:
+            return
+        self._version = version
+        changes: int = self._db.execute("SELECT keys FROM changes").fetchone()[0]
+        if changes != self._changes:
+            self._changes = changes
+            self._read()
 
-    def _write(self, statement: str, values: tuple[str | float | None, ...]) -> None:
-        with disk_errors("writing the key ledger", self.path), _sqlite_errors(self.path):
+    def _read(self) -> None:
+        records = [_record(row) for row in self._db.execute(_SELECT)]
+        self._keys = {record.id: record for record in records}
+        replaced = {record.previous_digest: record for record in records if record.previous_digest}
+        self._by_digest = {**replaced, **{record.digest: record for record in records}}
+
+    def _update(self, record: KeyRecord) -> KeyRecord:
+        *_, grants = _row(record)
+        changed = (record.prefix, record.digest, record.expires, record.previous_digest)
+        self._write(_UPDATE, (*changed, record.previous_until, grants, record.id))
+        return record
+
+    def _write(self, statement: str, values: Row) -> None:
+        with disk_errors("writing the key ledger", self.path), sqlite_errors(self.path):
             self._db.execute(statement, values)
         # data_version tells of other connections' changes only
         self._version = None
 
 
-def _open(path: Path) -> sqlite3.Connection:
-    with disk_errors("opening the key ledger", path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # SQLite gives its side files the mode of the main one, which must be right before SQLite sees it
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
-    with _sqlite_errors(path):
-        db = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
-        try:
-            _prepare(db, path)
-        except BaseException:
-            db.close()
-            raise
-    return db
+def new_secret() -> str:
+    return f"sk-{secrets.token_hex(SECRET_BYTES)}"
 
 
-def _prepare(db: sqlite3.Connection, path: Path) -> None:
-    version: int = db.execute("PRAGMA user_version").fetchone()[0]
-    if version > SCHEMA_VERSION:
-        raise UsageError(f"{path} was written by a newer version of this program", "upgrade this one")
-    db.execute("PRAGMA journal_mode = WAL")
-    # FULL: a revocation that was reported as done must survive a power cut
-    db.execute("PRAGMA synchronous = FULL")
-    if version < SCHEMA_VERSION:
-        db.execute(_SCHEMA)
-        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+def grants_of(record: KeyRecord) -> Grants:
+    """What the key may do."""
+    return Grants(**{name: getattr(record, name) for name in Grants.__struct_fields__})
 
 
-@contextmanager
-def _sqlite_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.DatabaseError as error:
-        raise UsageError(f"{path} cannot be used as the key ledger: {error}", "move the file away") from error
+def _fields(grants: Grants) -> dict[str, Any]:
+    return {name: getattr(grants, name) for name in Grants.__struct_fields__}
+
+
+def _expiry(now: float, seconds: float | None) -> float | None:
+    if seconds is not None and not seconds > 0:
+        raise UsageError("a key cannot expire before it is made")
+    return None if seconds is None else now + seconds
+
+
+def _shown(secret: str) -> str:
+    return f"sk-…{secret[-4:]}"
 
 
 def _means(reference: str, key: KeyRecord) -> bool:
@@ -180,14 +222,16 @@ def _means(reference: str, key: KeyRecord) -> bool:
     return reference in (key.id, key.name, key.prefix, shown) or digest(reference) == key.digest
 
 
-def _row(record: KeyRecord) -> tuple[str | float | None, ...]:
+def _row(record: KeyRecord) -> Row:
     return (
-        record.id, record.name, record.prefix, record.digest, record.created, record.expires, record.revoked
+        record.id, record.name, record.prefix, record.digest, record.created, record.expires, record.revoked,
+        record.previous_digest, record.previous_until, msgspec.json.encode(grants_of(record)).decode(),
     )  # fmt: skip
 
 
-def _record(row: tuple[str, str, str, str, float, float | None, float | None]) -> KeyRecord:
-    id_, name, prefix, digest_, created, expires, revoked = row
+def _record(row: Row) -> KeyRecord:
+    *plain, grants = row
+    names = _COLUMNS.split(", ")[:-1]
     return KeyRecord(
-        id=id_, name=name, prefix=prefix, digest=digest_, created=created, expires=expires, revoked=revoked
+        **dict(zip(names, plain, strict=True)), **_fields(msgspec.json.decode(grants, type=Grants))
     )
