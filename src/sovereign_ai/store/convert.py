@@ -32,7 +32,7 @@ from sovereign_ai.store.weights import TensorHeader, write_weights
 __all__ = ["Conversion", "Dtype", "read_conversion"]
 
 WEIGHTS_NAME = "model.safetensors"
-BLOCK_BYTES = 2 << 20
+BLOCK_BYTES = 4 << 20
 """Of dequantised float32 values at a time: large against the cost of a step, small enough for the cache."""
 THREADS = len(os.sched_getaffinity(0))
 AHEAD = 2

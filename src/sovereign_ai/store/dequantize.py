@@ -29,7 +29,7 @@ LIBRARY_VALUES = 1 << 17
 """At a time: the library's temporaries, several times as large, then stay in the cache."""
 
 
-ROUNDED_VALUES = 1 << 17
+ROUNDED_VALUES = 1 << 18
 """At a time, for the same reason."""
 
 
