@@ -10,6 +10,7 @@ from yarl import URL
 
 from sovereign_ai.errors import UpstreamUnavailable
 from sovereign_ai.gateway import pool as pool_module
+from sovereign_ai.gateway.client import Client
 from sovereign_ai.gateway.journal import Journal
 from sovereign_ai.gateway.metrics import Metrics
 from sovereign_ai.gateway.pool import Pool
@@ -161,7 +162,7 @@ async def test_a_sign_of_life_is_asked_for(model: str) -> None:
 async def test_no_answer_is_no_sign_of_death() -> None:
     async with FakeTriton().listening() as fake, pool_before(fake) as pool:
         upstream = pool.choose("smol")
-        upstream.question = (upstream.ready_url.with_port(1), b"")
+        upstream.client = Client(URL("http://127.0.0.1:1"))
         await pool.examine(upstream)
         assert upstream.healthy
 
@@ -188,8 +189,8 @@ async def test_the_least_busy_is_chosen_and_there_may_be_another() -> None:
 async def test_closing_closes_idle_connections() -> None:
     async with FakeTriton().listening() as fake:
         async with pool_before(fake) as pool:
-            session = pool.choose("smol").session
-        assert session.closed
+            client = pool.choose("smol").client
+        assert client.closed
 
 
 @in_loop
@@ -208,14 +209,14 @@ async def test_other_routes_keep_what_stays_and_drain_what_goes() -> None:
         stays, goes = pool.choose("smol"), pool.choose("smol", but=[pool.choose("smol")])
         assert (stays.name, goes.name) == ("smol-up-0", "smol-up-1")
         async with goes.occupied():
-            goes_session = goes.session
+            leaving = goes.client
             await pool.replace(replaced(routes_to(one, two), url=three.url, weight=7.0))
-            assert pool.choose("smol", but=[stays]).ready_url.port == URL(three.url).port
+            assert pool.choose("smol", but=[stays]).key[2] == three.url
             assert pool.choose("smol", but=[stays]).weight == 7.0
             assert pool.choose("smol", but=[pool.choose("smol", but=[stays])]) is stays
-            assert not goes_session.closed
-        await until(lambda: goes_session.closed)
-        assert not stays.session.closed
+            assert not leaving.closed
+        await until(lambda: leaving.closed)
+        assert not stays.client.closed
         assert pool.unready() == []
 
 

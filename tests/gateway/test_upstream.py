@@ -10,10 +10,16 @@ from typing import Any
 
 import aiohttp
 import pytest
+from yarl import URL
 
 from sovereign_ai.gateway.breaker import LEAST_FAILURES
+from sovereign_ai.gateway.client import Client
 from tests.gateway.fake_triton import FakeTriton
 from tests.gateway.running import KEY, Running, chat_body, in_loop, running, until
+
+
+def client_to(port: int) -> Client:
+    return Client(URL(f"http://127.0.0.1:{port}"))
 
 
 def error_of(answer: tuple[int, Any]) -> tuple[int, str | None, str]:
@@ -43,9 +49,7 @@ async def test_connections_are_used_again() -> None:
         for _ in range(5):
             await gateway.stream()
             await gateway.chat()
-        connector = gateway.gateway.pool.choose("smol").session.connector
-        assert connector is not None
-        assert sum(len(idle) for idle in connector._conns.values()) == 1
+        assert gateway.gateway.pool.choose("smol").client.idle == 1
 
 
 @in_loop
@@ -130,7 +134,7 @@ async def test_nobody_listens_any_more() -> None:
         with socket.create_server(("127.0.0.1", 0)) as unused:
             port = unused.getsockname()[1]
         upstream = gateway.gateway.pool.choose("smol")
-        upstream.generate_url = upstream.ready_url = upstream.generate_url.with_port(port)
+        upstream.client = client_to(port)
         assert error_of(await gateway.chat())[:2] == (503, "engine_unreachable")
         async with gateway.session.post(gateway.url + "/v1/chat/completions", json=chat_body()) as response:
             assert response.status == 503
@@ -315,7 +319,7 @@ async def test_an_embedding_that_breaks_off() -> None:
     fake = FakeTriton()
     async with running(fake) as gateway, await asyncio.start_server(cut_off, "127.0.0.1", 0) as server:
         upstream = gateway.gateway.pool.choose("minilm")
-        upstream.infer_url = upstream.infer_url.with_port(server.sockets[0].getsockname()[1])
+        upstream.client = client_to(server.sockets[0].getsockname()[1])
         assert error_of(await gateway.post("/v1/embeddings", {"model": "minilm", "input": "x"}))[0] == 502
 
 
@@ -328,5 +332,5 @@ async def test_a_connection_that_is_closed_without_an_answer() -> None:
     fake = FakeTriton()
     async with running(fake) as gateway, await asyncio.start_server(hang_up, "127.0.0.1", 0) as server:
         upstream = gateway.gateway.pool.choose("smol")
-        upstream.generate_url = upstream.generate_url.with_port(server.sockets[0].getsockname()[1])
+        upstream.client = client_to(server.sockets[0].getsockname()[1])
         assert error_of(await gateway.chat())[:2] == (502, "engine_stopped")

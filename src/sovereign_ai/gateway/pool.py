@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Collection, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 
-import aiohttp
 from yarl import URL
 
 from sovereign_ai.errors import UpstreamUnavailable
 from sovereign_ai.gateway.affinity import Affinity
 from sovereign_ai.gateway.breaker import Breaker
+from sovereign_ai.gateway.client import Client
 from sovereign_ai.gateway.journal import Clock, Journal
 from sovereign_ai.gateway.metrics import Metrics
 from sovereign_ai.gateway.picker import pick
@@ -24,7 +24,6 @@ DRAIN_INTERVAL_S = 0.1
 PROBE_INTERVAL_S = 1.0
 PROBE_TIMEOUT_S = 5.0
 """An engine under full load on few cores answers late, and is healthy all the same."""
-CONNECT_TIMEOUT_S = 5.0
 HOLD_S = 60.0
 """How long an endpoint is left alone whose model process died: its tritonserver goes on calling it ready. A
 probe that fails ends this early, because it means that the server is being restarted."""
@@ -53,32 +52,14 @@ class Upstream:
         self._clock = clock
         self._heard = clock()
         self._requests: set[asyncio.Timeout] = set()
-        self._session: aiohttp.ClientSession | None = None
-        base = URL(endpoint.url) / "v2/models" / endpoint.model
-        self.ready_url = base / "ready"
-        self.generate_url = base / "generate_stream"
-        self.infer_url = base / "infer"
-        self.question = (self.infer_url, triton.infer_body(["."]))
+        self.client = Client(URL(endpoint.url))
+        base = URL(endpoint.url).path.rstrip("/") + f"/v2/models/{endpoint.model}"
+        self.ready_path, self.infer_path = f"{base}/ready", f"{base}/infer"
+        self.generate_path = f"{base}/generate_stream"
+        self.question = (self.infer_path, triton.infer_body(["."]))
         """Where and how to ask for a sign of life: the smallest request there is."""
         if route.task == "chat":
-            self.question = (self.generate_url, triton.generate_body(".", {"max_tokens": 1}))
-
-    @property
-    def session(self) -> aiohttp.ClientSession:
-        """Its own connections: they are closed with it, idle ones too, because Triton waits for them when it
-        stops. Only inside the event loop."""
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                # every limit here would be a queue that nobody can see
-                connector=aiohttp.TCPConnector(limit=0),
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
-                cookie_jar=aiohttp.DummyCookieJar(),
-            )
-        return self._session
-
-    async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
+            self.question = (self.generate_path, triton.generate_body(".", {"max_tokens": 1}))
 
     @property
     def outstanding(self) -> int:
@@ -172,7 +153,7 @@ class Pool:
             probe.cancel()
         while upstream.outstanding:  # noqa: ASYNC110  nothing tells when the last one ends, and nobody waits
             await asyncio.sleep(DRAIN_INTERVAL_S)
-        await upstream.close()
+        await upstream.client.close()
         self._metrics.forget(upstream.route_model, upstream.name)
         self._journal.event("endpoint_drained", model=upstream.route_model, endpoint=upstream.name)
         del self._draining[upstream]
@@ -185,7 +166,7 @@ class Pool:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         for upstream in upstreams:
-            await upstream.close()
+            await upstream.client.close()
 
     def choose(
         self, model: str, *, text: str = "", tokens: int = 0, but: Collection[Upstream] = ()
@@ -249,21 +230,26 @@ class Pool:
 
     async def examine(self, upstream: Upstream) -> None:
         """Ask the model's process itself. A late answer or none proves nothing; only Triton's word does."""
-        url, body = upstream.question
+        path, body = upstream.question
         try:
-            async with asyncio.timeout(PROBE_TIMEOUT_S), upstream.session.post(url, data=body) as response:
-                if response.status != 200 and triton.is_dead(triton.error_message(await response.read())):
-                    self.mark_dead(upstream)
-        except (aiohttp.ClientError, OSError):
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
+                response = await upstream.client.post(path, body)
+                with closing(response):
+                    if response.status != 200 and triton.is_dead(triton.error_message(await response.read())):
+                        self.mark_dead(upstream)
+        except OSError:
             return
         finally:
             upstream.heard()
 
     async def _is_ready(self, upstream: Upstream) -> bool:
         try:
-            async with asyncio.timeout(PROBE_TIMEOUT_S), upstream.session.get(upstream.ready_url) as response:
-                return response.status == 200
-        except (aiohttp.ClientError, OSError):
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
+                response = await upstream.client.get(upstream.ready_path)
+                with closing(response):
+                    await response.read()
+                    return response.status == 200
+        except OSError:
             return False
 
     def _set_health(self, upstream: Upstream, healthy: bool) -> None:

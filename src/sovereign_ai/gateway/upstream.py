@@ -7,16 +7,13 @@ goes to journal and metrics.
 from __future__ import annotations
 
 import asyncio
-import io
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing
 from functools import partial
 from typing import TypeVar
 
-import aiohttp
-from yarl import URL
-
 from sovereign_ai.errors import ApiError, UpstreamFailed, UpstreamUnavailable
+from sovereign_ai.gateway.client import Broken, CannotConnect, Response
 from sovereign_ai.gateway.continuation import Answer, Order
 from sovereign_ai.gateway.journal import MAX_REASON_CHARACTERS, Journal
 from sovereign_ai.gateway.metrics import Metrics
@@ -27,13 +24,6 @@ from sovereign_ai.spec import Route
 
 DRAIN_S = 1.0
 """How long the end of an answered stream is waited for, so that its connection can be used again."""
-
-SENT_AT_ONCE_BYTES = 1024 * 1024
-"""Larger bodies go to aiohttp as a file: it writes those piece by piece and serves others meanwhile."""
-
-_HEADERS = {"Content-Type": "application/json"}
-_UNREACHABLE = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
-_BROKEN = (aiohttp.ClientError, OSError)
 
 _T = TypeVar("_T")
 
@@ -71,13 +61,13 @@ class TokenStream:
             async with asyncio.timeout(DRAIN_S):
                 while await self._read_any():
                     pass
-        except _BROKEN:
+        except (Broken, TimeoutError):
             return  # the answer is complete; only the connection is lost
 
     async def _data(self) -> bytes:
         try:
             return await self._read_any()
-        except _BROKEN as error:
+        except Broken as error:
             raise self._broken(repr(error)) from error
 
     def _event(self, payload: bytes) -> triton.Event:
@@ -158,10 +148,10 @@ class TritonClient:
         """What the stream needs is handed to `resources` once its first events are here."""
         async with AsyncExitStack() as attempt:
             await attempt.enter_async_context(self._occupied(upstream))
-            response = await self._post(upstream, upstream.generate_url, body)
+            response = await self._post(upstream, upstream.generate_path, body)
             # before the end of the answer this closes the connection, which makes Triton stop generating
             attempt.callback(response.close)
-            stream = TokenStream(response.content.readany, upstream.heard, partial(self._broken, upstream))
+            stream = TokenStream(response.readany, upstream.heard, partial(self._broken, upstream))
             await stream.read_ahead()
             await resources.enter_async_context(attempt.pop_all())
         return stream
@@ -176,29 +166,29 @@ class TritonClient:
 
     async def _infer(self, texts: Sequence[str], upstream: Upstream) -> triton.Embeddings:
         async with self._occupied(upstream):
-            response = await self._post(upstream, upstream.infer_url, triton.infer_body(texts))
+            response = await self._post(upstream, upstream.infer_path, triton.infer_body(texts))
             with ExitStack() as resources:
                 resources.callback(response.close)
                 try:
                     body = await response.read()
-                except _BROKEN as error:
+                except Broken as error:
                     raise self._broken(upstream, repr(error)) from error
-            head_length = int(response.headers.get("Inference-Header-Content-Length", len(body)))
+            head_length = int(response.headers.get(b"inference-header-content-length", len(body)))
             return triton.read_embeddings(body, head_length, len(texts))
 
-    async def _post(self, upstream: Upstream, url: URL, body: bytes) -> aiohttp.ClientResponse:
+    async def _post(self, upstream: Upstream, path: str, body: bytes) -> Response:
         """An answer with status 200, of which only the head was read."""
-        data = body if len(body) <= SENT_AT_ONCE_BYTES else io.BytesIO(body)
         try:
-            response = await upstream.session.post(url, data=data, headers=_HEADERS)
+            response = await upstream.client.post(path, body)
             if response.status == 200:
                 return response
-            message = triton.error_message(await response.read())
-        except _UNREACHABLE as error:
+            with closing(response):
+                message = triton.error_message(await response.read())
+        except CannotConnect as error:
             self._pool.mark_down(upstream)
             self._report(upstream, repr(error))
             raise UpstreamUnavailable("the engine cannot be reached", code="engine_unreachable") from error
-        except _BROKEN as error:
+        except Broken as error:
             raise self._broken(upstream, repr(error)) from error
         raise self._refused(upstream, response.status, message)
 
