@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from sovereign_ai.catalog.formats import format_facts
+from sovereign_ai.catalog.releases import VllmVersion
 from sovereign_ai.cli.quantizing import quantize
 from sovereign_ai.config import ModelEntry, Paths
 from sovereign_ai.console import Console, Silent
 from sovereign_ai.engines import environment, quantizer
-from sovereign_ai.planner.memory import linear_parameters
+from sovereign_ai.planner.memory import Rank, checkpoint_bytes, rope_cache_bytes
 from sovereign_ai.spec import Model
 from sovereign_ai.store import Manifest, Store, ensure
 from sovereign_ai.store.inspect import inspect
@@ -107,14 +107,17 @@ def told(kind: str, home: Made, arguments: Sequence[str], said: Any) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def predicted_bytes(model: Model, group_size: int | None) -> float:
-    """The planner's count of a quantized checkpoint: embedding and head at 16 bit. It counts 4 bits with a
-    scale for 128 weights; this model's layers, 576 wide, only divide into groups of 64."""
+def predicted_bytes(model: Model) -> int:
+    """The planner's own count of the checkpoint on one card."""
     assert model.format
-    each = format_facts(model.format).bytes_per_parameter
-    if group_size:
-        each += 2 / group_size - 2 / 128
-    return linear_parameters(model.shape) * each + 2 * model.shape.embedding_parameters
+    rank = Rank(
+        shape=model.shape,
+        format=model.format,
+        vllm=VllmVersion.parse("0.32.0"),
+        batched_tokens=2048,
+        max_num_seqs=1,
+    )
+    return checkpoint_bytes(rank) - rope_cache_bytes(model.shape, rank.width)
 
 
 def test_killed_in_the_middle_nothing_half_done_is_visible(home: Made) -> None:
@@ -166,7 +169,7 @@ def test_the_store_has_all_variants_whole(made: Made) -> None:
 def test_a_variant_is_as_large_as_predicted(made: Made, scheme: str) -> None:
     manifest = made.variants[scheme]
     assert manifest.quantization
-    predicted = predicted_bytes(manifest.model, manifest.quantization.group_size)
+    predicted = predicted_bytes(manifest.model)
     assert abs(manifest.model.weights_bytes / predicted - 1) < SIZE_MARGIN
 
 

@@ -286,3 +286,13 @@ def test_bytes_for_a_context_hold_it(made: Rank, context: int, sequences: int) -
         memory.kv_tokens(made, least + 16 * memory.rank_kv_bytes_per_token(made), context=context, block=16)
         >= held
     )
+
+
+def test_groups_are_smaller_where_rows_are_no_multiple_of_128() -> None:
+    """576 wide: groups of 64, two bytes of scale for half as many weights."""
+    assert memory.group_size(NEMO_SHAPE) == 128
+    assert memory.group_size(SMOL_SHAPE) == 64
+    assert memory.group_size(msgspec.structs.replace(SMOL_SHAPE, hidden=100)) == 32
+    linear = memory.linear_parameters(SMOL_SHAPE)
+    tables = 2 * SMOL_SHAPE.embedding_parameters + memory.rope_cache_bytes(SMOL_SHAPE, 2)
+    assert memory.checkpoint_bytes(rank(SMOL_SHAPE, "w4a16")) == int(linear * (0.5 + 2 / 64)) + tables

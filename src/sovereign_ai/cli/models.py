@@ -94,7 +94,7 @@ def quantize(
     Parameters
     ----------
     name
-        The model; its newest version that is not a variant itself.
+        The model; its current version is what the variant is made from.
     scheme
         fp8, int8 (8-bit weights and activations) or w4a16 (4-bit weights).
     calibration

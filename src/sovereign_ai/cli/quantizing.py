@@ -28,10 +28,10 @@ from sovereign_ai.errors import (
 from sovereign_ai.inventory import take_inventory
 from sovereign_ai.spec import Shape
 from sovereign_ai.store import Store
-from sovereign_ai.store.digest import sha256_files
 from sovereign_ai.store.inspect import INDEX_NAME, Facts, inspect, weight_files
+from sovereign_ai.store.install import stored_files
 from sovereign_ai.store.layout import regular_files
-from sovereign_ai.store.manifest import Manifest, Quantization, StoredFile
+from sovereign_ai.store.manifest import Manifest, Quantization
 
 SPARE_BYTES = 64 << 20
 """Of disk, beside the weights: tokenizer, log, what else the library writes."""
@@ -251,7 +251,7 @@ def _describe(wanted: _Wanted, made: Made, folder: Path, console: Console) -> Ma
         model=msgspec.structs.replace(wanted.base.model, **changed),
         created=int(time.time()),
         tools={**wanted.base.tools, "sovereign-ai": metadata.version("sovereign-ai")},
-        files=_stored_files(folder, console),
+        files=stored_files(folder, console),
         quantization=Quantization(
             scheme=wanted.scheme,
             base=wanted.base.version,
@@ -274,17 +274,6 @@ def _checked(wanted: _Wanted, folder: Path) -> Facts:
             f"{facts.shape.parameters} parameters where there were {wanted.facts.shape.parameters}"
         )
     return facts
-
-
-def _stored_files(folder: Path, console: Console) -> tuple[StoredFile, ...]:
-    found = regular_files(folder)
-    sizes = [path.stat().st_size for path in found.values()]
-    with console.progress(f"Recording {len(found)} files", total=sum(sizes)) as progress:
-        digests = sha256_files(list(found.values()), progress)
-    return tuple(
-        StoredFile(path=path, bytes=size, sha256=digest)
-        for path, size, digest in zip(found, sizes, digests, strict=True)
-    )
 
 
 def _tell(console: Console, made: Manifest, base: Manifest, *, new: bool) -> None:

@@ -164,7 +164,20 @@ def checkpoint_bytes(rank: Rank) -> int:
     # bitsandbytes loads a tied head a second time: seen in one log (1.49 GiB where 1.06 would do).
     tables += int(shape.tied_head and rank.format == "bnb4")
     per_parameter = rank.width if _full(rank.format) else format_facts(rank.format).bytes_per_parameter
+    if rank.format == "w4a16":
+        per_parameter += SCALE_BYTES / group_size(shape) - SCALE_BYTES / GROUPS[0]
     return int(linear * per_parameter) + tables * table + rope_cache_bytes(shape, rank.width)
+
+
+GROUPS = (128, 64, 32)
+SCALE_BYTES = 2
+
+
+def group_size(shape: Shape) -> int:
+    """Weights that share a scale in w4a16: 128, or 64 or 32 where a layer's rows are not whole groups of it
+    (SmolLM2-135M, 576 wide: 64). The catalog's bytes are for 128."""
+    widths = (shape.hidden, shape.heads * shape.head_dim, shape.intermediate, shape.expert_intermediate)
+    return next((size for size in GROUPS if not any(width % size for width in widths)), GROUPS[-1])
 
 
 def _full(kind: Format) -> bool:

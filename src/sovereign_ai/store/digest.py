@@ -54,6 +54,12 @@ class _Counted:
         return count
 
 
+def list_digest(names: Sequence[str], digests: Sequence[str]) -> str:
+    """One digest for several files: the SHA-256 of the sorted list of their digests and names."""
+    lines = sorted(f"{digest}  {name}\n" for name, digest in zip(names, digests, strict=True))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
 def sha256_files(paths: Sequence[Path], progress: Progress) -> tuple[str, ...]:
     """The digests in hex, in the order of `paths`. Progress in bytes read."""
     meter = _Meter(progress)

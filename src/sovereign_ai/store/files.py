@@ -13,7 +13,7 @@ from sovereign_ai.config import ModelEntry
 from sovereign_ai.console import Console, Progress
 from sovereign_ai.errors import SourceError, UnsupportedModel
 from sovereign_ai.store.contents import Contents, choose, parts_of
-from sovereign_ai.store.digest import sha256_files
+from sovereign_ai.store.digest import list_digest, sha256_files
 from sovereign_ai.store.layout import Store, regular_files
 from sovereign_ai.store.manifest import Origin
 from sovereign_ai.store.material import MODEL_FOLDER, Material
@@ -79,8 +79,7 @@ def _digest(contents: Contents, paths: list[Path], progress: Progress) -> str:
     digests = sha256_files(paths, progress)
     if contents.gguf and len(digests) == 1:
         return digests[0]
-    lines = [f"{digest}  {path}\n" for path, digest in zip(contents.files, digests, strict=True)]
-    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+    return list_digest([str(path) for path in contents.files], digests)
 
 
 def _copy(root: Path, contents: Contents, folder: Path, progress: Progress) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from importlib import metadata
 from pathlib import Path
@@ -16,7 +16,7 @@ from sovereign_ai.console import Console
 from sovereign_ai.errors import UnsupportedModel, UsageError, disk_errors
 from sovereign_ai.spec import Model
 from sovereign_ai.store import files, hub, ollama, pypi
-from sovereign_ai.store.digest import sha256_files
+from sovereign_ai.store.digest import list_digest, sha256_files
 from sovereign_ai.store.inspect import inspect
 from sovereign_ai.store.layout import Store, regular_files
 from sovereign_ai.store.manifest import Conversion, Manifest, StoredFile
@@ -124,15 +124,18 @@ def _convert(
     store.require(store.models, conversion.weights_bytes, f"converting {path.name}")
     with console.progress(f"Converting {path.name}", total=conversion.weights_bytes) as progress:
         conversion.write(folder, progress)
-    size = path.stat().st_size
-    digest = material.origin.sha256 if material.origin.file == str(path) else _digest(path, size, console)
+    size = sum(part.stat().st_size for part in conversion.sources)
+    is_origin = material.origin.file == str(path)
+    digest = material.origin.sha256 if is_origin else _digest(conversion.sources, size, console)
     made = Conversion(file=path.name, bytes=size, sha256=digest, dtype=conversion.dtype)
     return made, conversion.license
 
 
-def _digest(path: Path, size: int, console: Console) -> str:
-    with console.progress(f"Checking {path.name}", total=size) as progress:
-        return sha256_files([path], progress)[0]
+def _digest(paths: Sequence[Path], size: int, console: Console) -> str:
+    """Of the parts of a split file: over the list of them, as files.py has it."""
+    with console.progress(f"Checking {paths[0].name}", total=size) as progress:
+        digests = sha256_files(paths, progress)
+    return digests[0] if len(paths) == 1 else list_digest([path.name for path in paths], digests)
 
 
 def _describe(
@@ -160,12 +163,13 @@ def _describe(
         tools={tool: metadata.version(tool) for tool in _TOOLS},
         origin=material.origin,
         conversion=conversion,
-        files=_described(folder, console),
+        files=stored_files(folder, console),
         remote_code=entry.remote_code and any(folder.rglob("*.py")),
     )
 
 
-def _described(folder: Path, console: Console) -> tuple[StoredFile, ...]:
+def stored_files(folder: Path, console: Console) -> tuple[StoredFile, ...]:
+    """What a manifest lists of a finished folder."""
     found = regular_files(folder)
     sizes = [path.stat().st_size for path in found.values()]
     with console.progress(f"Recording {len(found)} files", total=sum(sizes)) as progress:
