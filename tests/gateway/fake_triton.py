@@ -115,7 +115,7 @@ class FakeTriton:
         tokens = left[:limit]
         end = "length" if limit < len(left) else "stop"
         reasons = ["None"] * (len(tokens) - 1) + ["None" if self.stop_short else end]
-        return [
+        events = [
             {
                 "finish_reason": reason,
                 "model_name": "smol-up",
@@ -126,6 +126,9 @@ class FakeTriton:
             }
             for token, reason in zip(tokens, reasons, strict=True)
         ]
+        if body.get("return_logprobs"):
+            events = [{**event, "logprobs": logprobs(str(event["text_output"]))} for event in events]
+        return events
 
     async def _write(self, response: web.StreamResponse, event: dict[str, Any], *, last: bool) -> None:
         data = b"data: " + json.dumps(event).encode() + b"\n\n"
@@ -145,6 +148,12 @@ class FakeTriton:
         if self.refusal is not None:
             return web.json_response({"error": self.refusal[1]}, status=self.refusal[0])
         return _embeddings(body["inputs"][0]["data"])
+
+
+def logprobs(token: str) -> str:
+    """What the fake gives for a token: it came although another was more probable."""
+    chosen = {"logprob": -1.5, "rank": 2, "decoded_token": token}
+    return json.dumps([{"7": chosen, "8": {"logprob": -0.25, "rank": 1, "decoded_token": "other"}}])
 
 
 def vector(text: str) -> list[float]:

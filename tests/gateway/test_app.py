@@ -151,7 +151,7 @@ async def test_malformed_json_says_where() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("n", 2), ("tools", [{}]), ("logit_bias", {"1": 1}), ("top_k", 3)]
+    ("name", "value"), [("n", 9), ("functions", [{}]), ("logit_bias", {"1": 1}), ("reasoning_effort", "low")]
 )
 @in_loop
 async def test_what_is_not_supported_is_refused_by_name(name: str, value: Any) -> None:

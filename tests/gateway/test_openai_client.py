@@ -89,8 +89,8 @@ async def test_error_classes() -> None:
     fake = FakeTriton()
     async with client_of(fake) as client:
         with pytest.raises(openai.BadRequestError) as refused:
-            await client.chat.completions.create(model="smol", messages=HELLO, n=2)
-        assert (refused.value.param, refused.value.code) == ("n", "unsupported_parameter")
+            await client.chat.completions.create(model="smol", messages=HELLO, store=True)
+        assert (refused.value.param, refused.value.code) == ("store", "unsupported_parameter")
         with pytest.raises(openai.NotFoundError):
             await client.models.retrieve("nope")
         fake.kill_after = 0

@@ -1,25 +1,30 @@
-"""OpenAI requests, answered by Triton."""
+"""Requests of every format, answered by Triton."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import msgspec
 
 from sovereign_ai.errors import InvalidRequest, ModelNotFound
-from sovereign_ai.gateway.continuation import Answer, Order
 from sovereign_ai.gateway.exchange import Exchange
+from sovereign_ai.gateway.generation import Assignment, Generator
 from sovereign_ai.gateway.journal import Clock
 from sovereign_ai.gateway.templates import PromptBuilder
 from sovereign_ai.gateway.upstream import TritonClient
-from sovereign_ai.gateway.wire import requests, responses, triton
+from sovereign_ai.gateway.wire import formats, requests, responses, triton
+from sovereign_ai.gateway.wire.choices import Reading
+from sovereign_ai.gateway.wire.messages import for_template
+from sovereign_ai.gateway.wire.toolcalls import Reader, reader_for
 from sovereign_ai.spec import Route, Task
 
 LONG_TEXT_CHARACTERS = 8192
 """From here on tokens are counted in a thread: it takes milliseconds in which all streams would stop."""
 
-_PLACE = {"chat": "/v1/chat/completions or /v1/completions", "embed": "/v1/embeddings"}
+_PLACE = {"chat": "/v1/chat/completions or /v1/completions", "embed": "/v1/embeddings or /v1/rerank"}
 
 
 class Served(msgspec.Struct, frozen=True):
@@ -27,6 +32,13 @@ class Served(msgspec.Struct, frozen=True):
 
     route: Route
     prompts: PromptBuilder
+
+
+class _Room(msgspec.Struct, frozen=True):
+    """Tokens: `needed` of a context at least, `answer` at most."""
+
+    needed: int
+    answer: int
 
 
 class Proxy:
@@ -46,7 +58,8 @@ class Proxy:
         new_id: Callable[[], str],
     ) -> None:
         self._served, self._client = served, client
-        self._clock, self._monotonic, self._new_id = clock, monotonic, new_id
+        self._clock, self._new_id = clock, new_id
+        self._generator = Generator(client, monotonic)
 
     @property
     def answers(self) -> Mapping[str, Callable[[Exchange, bytes], Awaitable[None]]]:
@@ -60,29 +73,101 @@ class Proxy:
     async def chat(self, exchange: Exchange, body: bytes) -> None:
         request = requests.parse_chat(body)
         served = self._find(exchange, request.model, "chat")
-        text = served.prompts.render([message.for_template() for message in request.messages])
-        await self._generate(exchange, request, served, text, responses.ChatFormat)
+        format_ = formats.ChatFormat(
+            self._head("chatcmpl-", request.model),
+            include_usage=request.include_usage,
+            choices=request.n,
+            top=request.top,
+            short_ids=served.prompts.form == "mistral",
+        )
+        await self._converse(exchange, request, served, format_)
 
     async def complete(self, exchange: Exchange, body: bytes) -> None:
         request = requests.parse_completion(body)
         served = self._find(exchange, request.model, "chat")
-        await self._generate(exchange, request, served, request.text, responses.CompletionFormat)
+        format_ = formats.CompletionFormat(
+            self._head("cmpl-", request.model),
+            include_usage=request.include_usage,
+            choices=request.n,
+            top=request.top,
+        )
+        room = await self._room(exchange, request, served, request.text, format_)
+        await self._generator.run(exchange, served.route, _assignment(request, request.text, room, format_))
 
     async def embed(self, exchange: Exchange, body: bytes) -> None:
         request = requests.parse_embeddings(body)
         served = self._find(exchange, request.model, "embed")
-        await _check_texts(served, request.texts)
-        rows: list[bytes] = []
-        for start in range(0, len(request.texts), triton.MAX_INFER_TEXTS):
-            texts = request.texts[start : start + triton.MAX_INFER_TEXTS]
-            found = await self._client.embed(request.model, texts)
-            _check_dimensions(request.dimensions, found.dimensions)
-            rows += found.rows()
-            exchange.record.prompt_tokens += sum(found.tokens)
+        found = await self._embeddings(exchange, served, request.texts, request.dimensions)
         tokens = exchange.record.prompt_tokens
         await exchange.answer(
-            200, responses.embeddings_body(rows, request.encoding_format, request.model, tokens)
+            200, responses.embeddings_body(found, request.encoding_format, request.model, tokens)
         )
+
+    async def _converse(
+        self,
+        exchange: Exchange,
+        request: requests.ChatRequest,
+        served: Served,
+        format_: formats.Format,
+    ) -> None:
+        """Generate the assistant's next message."""
+        calls = request.calling
+        text = served.prompts.render(
+            for_template(request.messages),
+            None if calls is None else calls.for_template(),
+            param=format_.prompt_param,
+        )
+        room = await self._room(exchange, request, served, text, format_)
+        work = _assignment(request, text, room, format_)
+        if (structure := request.structure) is not None:
+            work = _structured(work, structure, "response_format" if calls is None else "tool_choice")
+        if calls is not None:
+            form = served.prompts.form
+            reading = partial(_reading, partial(reader_for, calls, form))
+            work = msgspec.structs.replace(work, reading=reading)
+            if form == "mistral":
+                work = _with_sampling(work, skip_special_tokens=False)  # its mark is one
+        await self._generator.run(exchange, served.route, work)
+
+    async def _room(
+        self,
+        exchange: Exchange,
+        request: requests.Generation,
+        served: Served,
+        text: str,
+        format_: formats.Format,
+    ) -> _Room:
+        """Raises InvalidRequest unless prompt and answer fit."""
+        requests.check_token_ids(request, served.prompts.vocabulary)
+        prompt_tokens = await _count(served, text)
+        if prompt_tokens == 0:
+            raise InvalidRequest("The prompt is empty", param=format_.prompt_param, code="invalid_value")
+        exchange.record.prompt_tokens = prompt_tokens
+        answer = requests.answer_budget(
+            prompt_tokens, request.answer_limit, served.route.context, param=format_.prompt_param
+        )
+        return _Room(prompt_tokens + (request.answer_limit or 1), answer)
+
+    async def _embeddings(
+        self,
+        exchange: Exchange,
+        served: Served,
+        texts: Sequence[str],
+        dimensions: int | None = None,
+        *,
+        name: str = "input",
+    ) -> list[bytes]:
+        """One vector per text. `name`: of the request's field with texts. Raises ApiError."""
+        await _check_texts(served, texts, name)
+        rows: list[bytes] = []
+        for start in range(0, len(texts), triton.MAX_INFER_TEXTS):
+            found = await self._client.embed(
+                served.route.model, texts[start : start + triton.MAX_INFER_TEXTS]
+            )
+            _check_dimensions(dimensions, found.dimensions)
+            rows += found.rows()
+            exchange.record.prompt_tokens += sum(found.tokens)
+        return rows
 
     def _find(self, exchange: Exchange, model: str, task: Task) -> Served:
         served = self._served.get(model)
@@ -97,78 +182,40 @@ class Proxy:
             )
         return served
 
-    async def _generate(
-        self,
-        exchange: Exchange,
-        request: requests.Generation,
-        served: Served,
-        text: str,
-        format_: type[responses.Format],
-    ) -> None:
-        prompt_tokens = await _count(served, text)
-        if prompt_tokens == 0:
-            raise InvalidRequest("The prompt is empty", param=format_.prompt_param, code="invalid_value")
-        budget = requests.answer_budget(
-            prompt_tokens, request.answer_limit, served.route.context, param=format_.prompt_param
-        )
-        exchange.record.prompt_tokens = prompt_tokens
-        head = responses.Head(format_.id_prefix + self._new_id(), int(self._clock()), request.model)
-        format_of_answer = format_(head, include_usage=request.include_usage)
-        order = Order(text, request.sampling(budget))
-        needed = prompt_tokens + (request.answer_limit or 1)
-        async with self._client.answer(served.route, order, tokens=needed) as stream:
-            exchange.record.first_token = self._monotonic()
-            if request.stream:
-                await _relay(exchange, stream, format_of_answer, include_usage=request.include_usage)
-            else:
-                await _collect(exchange, stream, format_of_answer)
+    def _head(self, prefix: str, model: str) -> formats.Head:
+        return formats.Head(prefix + self._new_id(), int(self._clock()), model)
 
 
 def no_such_model(model: str) -> ModelNotFound:
     return ModelNotFound(f"The model `{model[:200]}` does not exist", param="model", code="model_not_found")
 
 
-async def _relay(
-    exchange: Exchange, stream: Answer, format_: responses.Format, *, include_usage: bool
-) -> None:
-    """Pass the answer on as it comes: one write per network read."""
-    out, reason = [format_.first()], None
-    while reason is None:
-        for event in await stream.read():
-            _tally(exchange, event)
-            if event.text_output:
-                out.append(format_.text(event.text_output))
-            reason = reason or triton.finish_reason(event)
-        if reason is not None:
-            out.append(format_.last(reason))
-        await exchange.send_events(b"".join(out))
-        out = []
-    await stream.drain()
-    usage = format_.usage(_usage(exchange)) if include_usage else b""
-    await exchange.end_events(usage + responses.DONE)
+def _assignment(request: requests.Generation, text: str, room: _Room, format_: formats.Format) -> Assignment:
+    sampling = [request.sampling(room.answer, choice) for choice in range(request.n)]
+    return Assignment(
+        text=text,
+        sampling=sampling,
+        tokens=room.needed,
+        stream=request.stream,
+        format=format_,
+        scored=request.top is not None,
+        fields={"logit_bias": "logit_bias"} if "logit_bias" in sampling[0] else {},
+    )
 
 
-async def _collect(exchange: Exchange, stream: Answer, format_: responses.Format) -> None:
-    texts: list[str] = []
-    reason = None
-    while reason is None:
-        for event in await stream.read():
-            _tally(exchange, event)
-            texts.append(event.text_output)
-            reason = reason or triton.finish_reason(event)
-    await stream.drain()
-    await exchange.answer(200, format_.body("".join(texts), reason, _usage(exchange)))
+def _with_sampling(work: Assignment, **parameters: Any) -> Assignment:
+    return msgspec.structs.replace(work, sampling=[{**one, **parameters} for one in work.sampling])
 
 
-def _tally(exchange: Exchange, event: triton.Event) -> None:
-    record = exchange.record
-    record.completion_tokens += event.num_output_tokens
-    # the engine's own count, once it is known
-    record.prompt_tokens = event.num_input_tokens or record.prompt_tokens
+def _structured(work: Assignment, structure: dict[str, Any], field: str) -> Assignment:
+    """`field`: of the request, which asks for the structure. Sent as JSON in a text, as NVIDIA's backend
+    wants it."""
+    made = _with_sampling(work, structured_outputs=formats.encode(structure).decode())
+    return msgspec.structs.replace(made, fields={**made.fields, "structured_outputs": field})
 
 
-def _usage(exchange: Exchange) -> responses.Usage:
-    return responses.Usage(exchange.record.prompt_tokens, exchange.record.completion_tokens)
+def _reading(make: Callable[[], Reader]) -> Reading:
+    return Reading(make())
 
 
 async def _count(served: Served, text: str) -> int:
@@ -177,12 +224,12 @@ async def _count(served: Served, text: str) -> int:
     return await asyncio.to_thread(served.prompts.count, text)
 
 
-async def _check_texts(served: Served, texts: Sequence[str]) -> None:
+async def _check_texts(served: Served, texts: Sequence[str], name: str) -> None:
     if sum(map(len, texts)) < LONG_TEXT_CHARACTERS:
         counts = served.prompts.count_each(texts)
     else:
         counts = await asyncio.to_thread(served.prompts.count_each, texts)
-    requests.check_embedding_lengths(counts, served.route.context)
+    requests.check_embedding_lengths(counts, served.route.context, name)
 
 
 def _check_dimensions(wanted: int | None, actual: int) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from sovereign_ai.errors import InvalidRequest
 from sovereign_ai.gateway.wire import requests
+from sovereign_ai.gateway.wire.messages import for_template
 from sovereign_ai.gateway.wire.requests import ChatRequest, CompletionRequest, EmbeddingsRequest
 
 USER = {"role": "user", "content": "hello"}
@@ -38,8 +39,29 @@ def test_every_supported_parameter_reaches_the_engine() -> None:
         seed=-5,
         presence_penalty=2,
         frequency_penalty=-2,
+        top_k=40,
+        min_p=0.05,
+        repetition_penalty=1.1,
+        min_tokens=2,
+        ignore_eos=True,
+        skip_special_tokens=False,
+        include_stop_str_in_output=True,
+        stop_token_ids=[3],
+        logit_bias={"7": -100, "8": 1},
+        logprobs=True,
+        top_logprobs=5,
     )
     assert request.sampling(9) == {
+        "top_k": 40,
+        "min_p": 0.05,
+        "repetition_penalty": 1.1,
+        "min_tokens": 2,
+        "ignore_eos": True,
+        "skip_special_tokens": False,
+        "include_stop_str_in_output": True,
+        "stop_token_ids": [3],
+        "logit_bias": {"7": -100.0, "8": 1.0},
+        "logprobs": 5,
         "temperature": 0.0,
         "top_p": 1.0,
         "stop": ["a", "b", "c", "d", "e"],
@@ -64,8 +86,50 @@ def test_the_two_names_of_the_answers_limit() -> None:
     assert completion(max_tokens=2).answer_limit == 2
 
 
+def test_log_probabilities() -> None:
+    assert chat(logprobs=True).sampling(1) == {"logprobs": 0, "max_tokens": 1}
+    assert completion(logprobs=3).sampling(1) == {"logprobs": 3, "max_tokens": 1}
+    assert completion(logprobs=0).sampling(1) == {"logprobs": 0, "max_tokens": 1}
+    assert refusal(chat, top_logprobs=3).param == "top_logprobs"
+    assert refusal(chat, logprobs=True, top_logprobs=21).param == "top_logprobs"
+    assert refusal(completion, logprobs=True).param == "logprobs"
+
+
+def test_every_choice_has_a_seed_of_its_own() -> None:
+    assert [chat(n=3, seed=5).sampling(1, choice)["seed"] for choice in range(3)] == [5, 6, 7]
+    assert chat(n=2, seed=2**63 - 1).sampling(1, 1)["seed"] == -(2**63)
+    assert "seed" not in chat(n=2).sampling(1, 1)
+
+
+def test_contradictions_are_pointed_out() -> None:
+    assert refusal(chat, max_completion_tokens=2, min_tokens=3).param == "min_tokens"
+    assert chat(min_tokens=3).min_tokens == 3
+
+
+def test_tokens_that_the_model_does_not_have() -> None:
+    requests.check_token_ids(chat(logit_bias={"9": 1}, stop_token_ids=[9]), 10)
+    for fields in ({"logit_bias": {"10": 1}}, {"stop_token_ids": [1, 10]}):
+        with pytest.raises(InvalidRequest, match="10 tokens") as caught:
+            requests.check_token_ids(chat(**fields), 10)
+        assert caught.value.param in fields
+
+
+JSON_SCHEMA = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "string"}}}
+
+
+def test_answers_that_must_be_json() -> None:
+    assert chat().structure is None
+    assert chat(response_format={"type": "text"}).structure is None
+    assert chat(response_format={"type": "json_object"}).structure == {"json_object": True}
+    assert chat(response_format=JSON_SCHEMA).structure == {"json": {"type": "string"}}
+    assert refusal(chat, response_format={"type": "xml"}).param == "response_format.type"
+    assert refusal(chat, response_format={"type": "json_schema"}).param == "response_format.json_schema"
+
+
 NEUTRAL: list[dict[str, Any]] = [
     {"n": 1},
+    {"top_k": -1, "min_tokens": 0, "ignore_eos": False, "skip_special_tokens": True, "stop_token_ids": []},
+    {"top_k": 0, "prompt_cache_key": "x", "safety_identifier": "y", "store": False, "metadata": {}},
     {"best_of": 1},
     {"user": "somebody"},
     {"logit_bias": {}},
@@ -76,6 +140,8 @@ NEUTRAL: list[dict[str, Any]] = [
 NEUTRAL_CHAT: list[dict[str, Any]] = [
     {"logprobs": False},
     {"tools": []},
+    {"tools": [], "tool_choice": "auto"},
+    {"tool_choice": "none"},
     {"response_format": {"type": "text"}},
     {"tools": None, "response_format": None, "top_logprobs": None},
 ]
@@ -92,28 +158,21 @@ def test_neutral_values_are_accepted_in_completions(fields: dict[str, Any]) -> N
 
 
 UNSUPPORTED: list[tuple[str, Any]] = [
-    ("n", 2),
-    ("n", True),
     ("best_of", 2),
     ("user", 5),
-    ("logit_bias", {"50256": -100}),
-    ("top_k", 5),
-    ("min_p", 0.1),
+    ("suffix", "x"),
+    ("best_of", True),
     ("no_such_thing", 0),
     ("metadata", {"a": "b"}),
 ]
 UNSUPPORTED_CHAT: list[tuple[str, Any]] = [
-    ("logprobs", True),
-    ("top_logprobs", 3),
-    ("tools", [{"type": "function"}]),
-    ("tool_choice", "auto"),
+    ("store", True),
     ("functions", [{}]),
-    ("response_format", {"type": "json_object"}),
     ("reasoning_effort", "low"),
     ("prompt", "text"),
 ]
 UNSUPPORTED_COMPLETION: list[tuple[str, Any]] = [
-    ("echo", True), ("suffix", "end"), ("logprobs", 0), ("logprobs", 5), ("messages", [USER])
+    ("echo", True), ("suffix", "end"), ("messages", [USER])
 ]  # fmt: skip
 
 
@@ -147,6 +206,15 @@ def test_nothing_is_dropped_in_silence_in_completions(name: str, value: Any) -> 
         ("stop", 5, "got integer"),
         ("stream", "yes", "expected boolean"),
         ("stream_options", [], "got array"),
+        ("n", 0, "integer >= 1"),
+        ("n", 9, "integer <= 8"),
+        ("n", True, "got boolean"),
+        ("top_k", -2, ">= -1"),
+        ("min_p", 1.1, "<= 1"),
+        ("repetition_penalty", 0, "> 0"),
+        ("logit_bias", [], "got array"),
+        ("logit_bias", {"word": 1}, "expected integer"),
+        ("ignore_eos", 1, "expected boolean"),
         ("model", 5, "expected string"),
     ],
 )
@@ -185,7 +253,7 @@ def test_messages_for_the_template() -> None:
             {"role": "assistant", "content": "", "refusal": None, "tool_calls": None, "annotations": []},
         ]
     )
-    assert [message.for_template() for message in request.messages] == [
+    assert for_template(request.messages) == [
         {"role": "system", "content": "be brief"},
         {"role": "user", "content": "one\ntwo", "name": "ann"},
         {"role": "assistant", "content": ""},
@@ -199,11 +267,13 @@ def test_messages_for_the_template() -> None:
         ("hello", "messages"),
         (["hello"], "messages[0]"),
         ([{"content": "x"}], "messages[0].role"),
-        ([{"role": "tool", "content": "x"}], "messages[0].role"),
+        ([{"role": "critic", "content": "x"}], "messages[0].role"),
+        ([{"role": "tool", "content": "x"}], "messages[0].tool_call_id"),
+        ([{**USER, "tool_calls": [{"id": "1"}]}], "messages[0].tool_calls"),
         ([{"role": "user"}], "messages[0].content"),
         ([{"role": "user", "content": None}], "messages[0].content"),
         ([{"role": "user", "content": 5}], "messages[0].content"),
-        ([USER, {**USER, "tool_calls": [{"id": "1"}]}], "messages[1].tool_calls"),
+        ([{"role": "assistant", "tool_calls": [{"id": "1"}]}], "messages[0].tool_calls[0].type"),
         ([{"role": "user", "content": [{"type": "text"}]}], "messages[0].content[0].text"),
         ([{"role": "user", "content": [{"text": "x"}]}], "messages[0].content[0].type"),
         (
@@ -224,7 +294,7 @@ def test_refused_messages(messages: Any, param: str) -> None:
 def test_a_refused_choice_says_what_would_do() -> None:
     image = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]
     assert "only text" in refusal(chat, messages=image).message
-    assert "system" in refusal(chat, messages=[{"role": "tool", "content": "x"}]).message
+    assert "system" in refusal(chat, messages=[{"role": "critic", "content": "x"}]).message
     assert "float, base64" in refusal(embeddings, encoding_format="int8").message
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -22,6 +22,16 @@ _DEAD = ("is not healthy", "EngineCore encountered", "EngineDead", "Background l
 """Words of Triton's (its model process is gone) and of vLLM's (its engine is gone) from which only a restart
 leads back."""
 
+_NOT_TAKEN = (
+    "Unexpected keyword argument",
+    "'NoneType' object has no attribute 'lora_name'",
+    "not supported between instances of 'str' and 'int'",
+)
+"""Words of NVIDIA's backend, with a status of 500, when its vLLM does not know a sampling parameter."""
+
+_GRAMMAR = "rammar"
+"""In every refusal of a JSON schema: `Grammar error: …`, `Failed to compile grammar …`."""
+
 _FAILED_REASONS = {"abort", "error"}
 
 
@@ -33,6 +43,8 @@ class Event(msgspec.Struct, frozen=True):
     num_input_tokens: int = 0
     num_output_tokens: int = 0
     error: str | None = None
+    logprobs: str | None = None
+    """JSON in a text, only where asked for: see wire.logprobs."""
 
 
 class Embeddings(msgspec.Struct, frozen=True):
@@ -69,18 +81,18 @@ _error_decoder = msgspec.json.Decoder(_ErrorBody)
 
 
 def generate_body(text: str, sampling: dict[str, Any]) -> bytes:
-    """Body of a /generate_stream request that reports text, tokens and the finish reason."""
-    return _encoder.encode(
-        {
-            "text_input": text,
-            "stream": True,
-            "exclude_input_in_output": True,
-            "sampling_parameters": _encoder.encode(sampling).decode(),
-            "return_finish_reason": True,
-            "return_num_input_tokens": True,
-            "return_num_output_tokens": True,
-        }
-    )
+    """Body of a /generate_stream request that reports text, tokens and the finish reason, and
+    log-probabilities where `sampling` asks for them."""
+    body = {
+        "text_input": text,
+        "stream": True,
+        "exclude_input_in_output": True,
+        "sampling_parameters": _encoder.encode(sampling).decode(),
+        "return_finish_reason": True,
+        "return_num_input_tokens": True,
+        "return_num_output_tokens": True,
+    }
+    return _encoder.encode({**body, "return_logprobs": True} if "logprobs" in sampling else body)
 
 
 def read_event(payload: bytes) -> Event:
@@ -117,9 +129,29 @@ def error_message(body: bytes) -> str:
 
 def refusal(status: int, message: str) -> ApiError:
     """What the client is told when Triton refused a request before answering."""
-    if status == 400 and not any(words in message for words in _NOT_THE_CLIENTS_FAULT + _DEAD):
+    faultless = any(words in message for words in _NOT_THE_CLIENTS_FAULT + _DEAD)
+    if not faultless and (status == 400 or any(words in message for words in _NOT_TAKEN)):
         return InvalidRequest(f"the engine refused the request: {message}")
     return UpstreamFailed("the engine failed before answering")
+
+
+def named_refusal(error: InvalidRequest, fields: Mapping[str, str]) -> InvalidRequest:
+    """The engine's refusal, with the request's field in it where the cause is one of `fields`: vLLM's name →
+    the request's. An engine that does not know a parameter says so by name, or only that it got nothing."""
+    if error.param is not None or not fields:
+        return error
+    named = [ours for theirs, ours in fields.items() if f"'{theirs}'" in error.message]
+    if named or any(words in error.message for words in _NOT_TAKEN):
+        param = named[0] if named else next(iter(fields.values()))
+        return InvalidRequest(
+            f"`{param}` is not supported by this model's engine, whose vLLM is too old for it: leave it out",
+            param=param,
+            code="unsupported_parameter",
+        )
+    mentioned = [ours for theirs, ours in fields.items() if theirs in error.message]
+    if not mentioned and _GRAMMAR in error.message and "structured_outputs" in fields:
+        mentioned = [fields["structured_outputs"]]
+    return InvalidRequest(error.message, param=mentioned[0] if mentioned else None, code="invalid_value")
 
 
 def is_dead(message: str) -> bool:

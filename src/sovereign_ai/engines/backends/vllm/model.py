@@ -48,6 +48,9 @@ GATHER_AT_MOST_S = 0.05
 that has begun cannot be joined, and it takes the processor from those still on their way: a burst of 32 began
 with steps for one and for a few requests, which put off the first token of the others by 0.8 s."""
 
+IMPOSSIBLE = -9999.0
+"""Log-probability of a token that cannot come."""
+
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 
@@ -209,13 +212,26 @@ class _Order:
         from vllm.sampling_params import RequestOutputKind
 
         kind = RequestOutputKind.DELTA if self.stream else RequestOutputKind.FINAL_ONLY
-        return SamplingParams(**self.parameters, output_kind=kind)
+        return SamplingParams(**_for_vllm(self.parameters), output_kind=kind)
 
     def response(self, output):
         prefix = self.text if self.prepend else ""
         tensors = [_strings("text_output", [prefix + part.text for part in output.outputs])]
         tensors += [make(output) for name, make in EXTRA.items() if self.wants[name]]
         return pb_utils.InferenceResponse(output_tensors=tensors)
+
+
+def _for_vllm(parameters):
+    """JSON knows neither numbers as keys nor vLLM's own types. `structured_outputs` comes as JSON in a text,
+    as NVIDIA's backend takes it. Raises ValueError or TypeError, also for names that vLLM does not know."""
+    made = dict(parameters)
+    if "logit_bias" in made:
+        made["logit_bias"] = {int(token): float(bias) for token, bias in made["logit_bias"].items()}
+    if "structured_outputs" in made:
+        from vllm.sampling_params import StructuredOutputsParams
+
+        made["structured_outputs"] = StructuredOutputsParams(**json.loads(made["structured_outputs"]))
+    return made
 
 
 def _strings(name, texts):
@@ -230,8 +246,13 @@ def _logprobs(part):
     """Token id → log-probability, rank and text per position, as JSON; the text "null" where none."""
     if part.logprobs is None:
         return "null"
-    positions = ({str(token): vars(entry) for token, entry in at.items()} for at in part.logprobs)
-    return json.dumps(list(positions))
+    return json.dumps([{str(token): _logprob(entry) for token, entry in at.items()} for at in part.logprobs])
+
+
+def _logprob(entry):
+    """JSON has no infinity: what can never come gets the number that vLLM's own server gives it."""
+    value = max(entry.logprob, IMPOSSIBLE)
+    return {"logprob": value, "rank": entry.rank, "decoded_token": entry.decoded_token}
 
 
 EXTRA = {
