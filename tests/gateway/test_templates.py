@@ -139,3 +139,45 @@ def test_a_model_that_cannot_be_used(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text("{")
     with pytest.raises(UnsupportedModel, match="JSON"):
         load_prompt_builder(tmp_path)
+
+
+TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {}}}]
+
+
+def test_a_template_that_knows_tools(tmp_path: Path) -> None:
+    source = "{% if tools %}<tool_call>{{ tools[0].function.name }}{% endif %}{{ messages[0].content }}"
+    builder = load(tmp_path, source)
+    assert builder.form == "hermes"
+    assert builder.render([USER], TOOLS) == "<tool_call>lookhello <b>"
+    assert builder.render([USER]) == "hello <b>"
+
+
+@pytest.mark.parametrize(
+    "source", ["{{ messages[0].content }}<tool_call>", "{{ tools }} in words of its own"]
+)
+def test_a_template_that_knows_none(tmp_path: Path, source: str) -> None:
+    builder = load(tmp_path, source)
+    assert builder.form is None
+    with pytest.raises(InvalidRequest) as caught:
+        builder.render([USER], TOOLS)
+    assert caught.value.param == "tools"
+
+
+def test_a_template_of_its_own_for_tools(tmp_path: Path) -> None:
+    named = [
+        {"name": "tool_use", "template": "{{ tools[0].function.name }}[TOOL_CALLS]"},
+        {"name": "default", "template": "default"},
+    ]
+    builder = load(tmp_path, named)
+    assert builder.form == "mistral"
+    assert builder.render([USER], TOOLS) == "look[TOOL_CALLS]"
+    assert builder.render([USER]) == "default"
+
+
+def test_tokens_and_back(tmp_path: Path) -> None:
+    builder = load(tmp_path, "x", adds_bos=True)
+    assert builder.vocabulary == 2
+    assert builder.tokens("<s> word") == [1, 1, 0]
+    assert builder.tokens("<s> word", special=False) == [1, 0]
+    assert builder.text([1, 0]) == "<s> [UNK]"
+    assert builder.token_texts([1, 0, 99]) == ["<s>", "[UNK]", ""]

@@ -169,7 +169,8 @@ class _Machine:
         call = self._call
         call.take(char)
         if call.failed and call.started:
-            self._state = self._skip  # the client has its beginning: nothing can be taken back
+            # the client has its beginning: nothing can be taken back
+            self._held, self._state = "", self._skip
         elif call.failed:
             held, self._held = self._held, ""
             self._say(held + call.raw)
