@@ -27,6 +27,7 @@ from sovereign_ai.errors import (
     UsageError,
 )
 from sovereign_ai.store import Store, check_reachable, convert, ensure, files, install
+from tests.store.test_split import parts as split_gguf
 from tests.store.tiny import write_folder, write_gguf, write_wheel
 
 
@@ -282,3 +283,20 @@ def test_a_source_is_asked_before_anything_large_is_fetched(
     check_reachable(store, entry(tmp_path / "none"))
     ensure(store, entry(tiny_folder), console)
     check_reachable(store, entry(tiny_folder))
+
+
+def test_a_split_gguf_is_brought_in_whole(store: Store, console: Console, tmp_path: Path) -> None:
+    """By its first part; a part that changes makes another version."""
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    parts = split_gguf(folder)
+    manifest = ensure(store, entry(parts[0]), console)
+    assert manifest.conversion
+    assert manifest.conversion.bytes == sum(part.stat().st_size for part in parts) == manifest.origin.bytes
+    assert manifest.conversion.sha256 == manifest.origin.sha256
+    assert ensure(store, entry(folder), console).version == manifest.version
+    parts[2].write_bytes(parts[2].read_bytes() + b"\0")
+    assert ensure(store, entry(parts[0]), console).version != manifest.version
+    parts[1].unlink()
+    with pytest.raises(BadModelFile):
+        ensure(store, entry(parts[0]), console)
