@@ -5,20 +5,28 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 import msgspec
 
 from sovereign_ai.errors import InvalidRequest, ModelNotFound
+from sovereign_ai.gateway.conversation import Conversation, Room, assignment
 from sovereign_ai.gateway.exchange import Exchange
-from sovereign_ai.gateway.generation import Assignment, Generator
+from sovereign_ai.gateway.generation import Generator
 from sovereign_ai.gateway.journal import Clock
 from sovereign_ai.gateway.templates import PromptBuilder
 from sovereign_ai.gateway.upstream import TritonClient
-from sovereign_ai.gateway.wire import formats, requests, responses, triton
-from sovereign_ai.gateway.wire.choices import Reading
+from sovereign_ai.gateway.wire import (
+    anthropic,
+    formats,
+    parsing,
+    requests,
+    rerank,
+    responses,
+    responses_api,
+    tokens,
+    triton,
+)
 from sovereign_ai.gateway.wire.messages import for_template
-from sovereign_ai.gateway.wire.toolcalls import Reader, reader_for
 from sovereign_ai.spec import Route, Task
 
 LONG_TEXT_CHARACTERS = 8192
@@ -32,13 +40,6 @@ class Served(msgspec.Struct, frozen=True):
 
     route: Route
     prompts: PromptBuilder
-
-
-class _Room(msgspec.Struct, frozen=True):
-    """Tokens: `needed` of a context at least, `answer` at most."""
-
-    needed: int
-    answer: int
 
 
 class Proxy:
@@ -68,6 +69,12 @@ class Proxy:
             "/v1/chat/completions": self.chat,
             "/v1/completions": self.complete,
             "/v1/embeddings": self.embed,
+            "/v1/rerank": self.rerank,
+            "/v1/responses": self.respond,
+            "/v1/messages": self.message,
+            "/v1/messages/count_tokens": self.count_tokens,
+            "/v1/tokenize": self.tokenize,
+            "/v1/detokenize": self.detokenize,
         }
 
     async def chat(self, exchange: Exchange, body: bytes) -> None:
@@ -80,7 +87,29 @@ class Proxy:
             top=request.top,
             short_ids=served.prompts.form == "mistral",
         )
-        await self._converse(exchange, request, served, format_)
+        await self._converse(exchange, served, Conversation(request), lambda _: format_)
+
+    async def respond(self, exchange: Exchange, body: bytes) -> None:
+        request = responses_api.parse_responses(body)
+        served = self._find(exchange, request.model, "chat")
+        format_ = responses_api.ResponsesFormat(self._head("resp_", request.model), request.echoed())
+        conversation = Conversation(request.as_chat(), param="input", structure_param="text.format")
+        await self._converse(exchange, served, conversation, lambda _: format_)
+
+    async def message(self, exchange: Exchange, body: bytes) -> None:
+        request = anthropic.parse_messages(body)
+        served = self._find(exchange, request.model, "chat")
+        head = self._head("msg_", request.model)
+        conversation = Conversation(
+            request.as_chat(), beginning=request.beginning, stops=request.stop_sequences or ()
+        )
+        await self._converse(exchange, served, conversation, partial(anthropic.AnthropicFormat, head))
+
+    async def count_tokens(self, exchange: Exchange, body: bytes) -> None:
+        request = anthropic.parse_count(body)
+        served = self._find(exchange, request.model, "chat")
+        text = Conversation(request.as_chat(), beginning=request.beginning).prompt(served.prompts)
+        await exchange.answer(200, anthropic.count_body(await _count(served, text)))
 
     async def complete(self, exchange: Exchange, body: bytes) -> None:
         request = requests.parse_completion(body)
@@ -91,42 +120,57 @@ class Proxy:
             choices=request.n,
             top=request.top,
         )
-        room = await self._room(exchange, request, served, request.text, format_)
-        await self._generator.run(exchange, served.route, _assignment(request, request.text, room, format_))
+        room = await self._room(exchange, request, served, request.text, "prompt")
+        await self._generator.run(exchange, served.route, assignment(request, request.text, room, format_))
 
     async def embed(self, exchange: Exchange, body: bytes) -> None:
         request = requests.parse_embeddings(body)
         served = self._find(exchange, request.model, "embed")
+        await _check_texts(served, request.texts, "input")
         found = await self._embeddings(exchange, served, request.texts, request.dimensions)
-        tokens = exchange.record.prompt_tokens
+        counted = exchange.record.prompt_tokens
         await exchange.answer(
-            200, responses.embeddings_body(found, request.encoding_format, request.model, tokens)
+            200, responses.embeddings_body(found, request.encoding_format, request.model, counted)
         )
+
+    async def rerank(self, exchange: Exchange, body: bytes) -> None:
+        request = parsing.parse(body, rerank.RerankRequest)
+        served = self._find(exchange, request.model, "embed")
+        texts = request.texts
+        await _check_texts(served, [request.query], "query")
+        await _check_texts(served, texts, "documents")
+        query, *documents = await self._embeddings(exchange, served, [request.query, *texts])
+        counted = exchange.record.prompt_tokens
+        id_ = "rerank-" + self._new_id()
+        await exchange.answer(200, rerank.rerank_body(request, id_, query, documents, counted))
+
+    async def tokenize(self, exchange: Exchange, body: bytes) -> None:
+        request = tokens.parse_tokenize(body)
+        served = self._find(exchange, request.model)
+        found = await asyncio.to_thread(_tokens, request, served.prompts)
+        texts = served.prompts.token_texts(found) if request.return_token_strs else None
+        await exchange.answer(200, tokens.tokenize_body(found, texts, served.route.context))
+
+    async def detokenize(self, exchange: Exchange, body: bytes) -> None:
+        request = parsing.parse(body, tokens.DetokenizeRequest)
+        served = self._find(exchange, request.model)
+        tokens.check_tokens(request.tokens, served.prompts.vocabulary)
+        text = await asyncio.to_thread(served.prompts.text, request.tokens)
+        await exchange.answer(200, tokens.detokenize_body(text))
 
     async def _converse(
         self,
         exchange: Exchange,
-        request: requests.ChatRequest,
         served: Served,
-        format_: formats.Format,
+        conversation: Conversation,
+        make: Callable[[int], formats.Format],
     ) -> None:
-        """Generate the assistant's next message."""
-        calls = request.calling
-        text = served.prompts.render(
-            for_template(request.messages),
-            None if calls is None else calls.for_template(),
-            param=format_.prompt_param,
-        )
-        room = await self._room(exchange, request, served, text, format_)
-        work = _assignment(request, text, room, format_)
-        if (structure := request.structure) is not None:
-            work = _structured(work, structure, "response_format" if calls is None else "tool_choice")
-        if calls is not None:
-            form = served.prompts.form
-            reading = partial(_reading, partial(reader_for, calls, form))
-            work = msgspec.structs.replace(work, reading=reading)
-            if form == "mistral":
-                work = _with_sampling(work, skip_special_tokens=False)  # its mark is one
+        """Generate the assistant's next message. `make`: from the prompt's tokens the answer's format."""
+        text = conversation.prompt(served.prompts)
+        request = conversation.request
+        room = await self._room(exchange, request, served, text, conversation.param)
+        format_ = make(exchange.record.prompt_tokens)
+        work = conversation.shaped(assignment(request, text, room, format_), served.prompts.form)
         await self._generator.run(exchange, served.route, work)
 
     async def _room(
@@ -135,18 +179,18 @@ class Proxy:
         request: requests.Generation,
         served: Served,
         text: str,
-        format_: formats.Format,
-    ) -> _Room:
+        param: str,
+    ) -> Room:
         """Raises InvalidRequest unless prompt and answer fit."""
         requests.check_token_ids(request, served.prompts.vocabulary)
         prompt_tokens = await _count(served, text)
         if prompt_tokens == 0:
-            raise InvalidRequest("The prompt is empty", param=format_.prompt_param, code="invalid_value")
+            raise InvalidRequest("The prompt is empty", param=param, code="invalid_value")
         exchange.record.prompt_tokens = prompt_tokens
         answer = requests.answer_budget(
-            prompt_tokens, request.answer_limit, served.route.context, param=format_.prompt_param
+            prompt_tokens, request.answer_limit, served.route.context, param=param
         )
-        return _Room(prompt_tokens + (request.answer_limit or 1), answer)
+        return Room(prompt_tokens + (request.answer_limit or 1), answer)
 
     async def _embeddings(
         self,
@@ -154,11 +198,8 @@ class Proxy:
         served: Served,
         texts: Sequence[str],
         dimensions: int | None = None,
-        *,
-        name: str = "input",
     ) -> list[bytes]:
-        """One vector per text. `name`: of the request's field with texts. Raises ApiError."""
-        await _check_texts(served, texts, name)
+        """One vector per text. Raises ApiError."""
         rows: list[bytes] = []
         for start in range(0, len(texts), triton.MAX_INFER_TEXTS):
             found = await self._client.embed(
@@ -169,12 +210,13 @@ class Proxy:
             exchange.record.prompt_tokens += sum(found.tokens)
         return rows
 
-    def _find(self, exchange: Exchange, model: str, task: Task) -> Served:
+    def _find(self, exchange: Exchange, model: str, task: Task | None = None) -> Served:
+        """`task`: what the model must be for. Raises ModelNotFound or InvalidRequest."""
         served = self._served.get(model)
         if served is None:
             raise no_such_model(model)
         exchange.record.model = model
-        if served.route.task != task:
+        if task not in (None, served.route.task):
             raise InvalidRequest(
                 f"The model `{model}` is served at {_PLACE[served.route.task]} only",
                 param="model",
@@ -190,32 +232,16 @@ def no_such_model(model: str) -> ModelNotFound:
     return ModelNotFound(f"The model `{model[:200]}` does not exist", param="model", code="model_not_found")
 
 
-def _assignment(request: requests.Generation, text: str, room: _Room, format_: formats.Format) -> Assignment:
-    sampling = [request.sampling(room.answer, choice) for choice in range(request.n)]
-    return Assignment(
-        text=text,
-        sampling=sampling,
-        tokens=room.needed,
-        stream=request.stream,
-        format=format_,
-        scored=request.top is not None,
-        fields={"logit_bias": "logit_bias"} if "logit_bias" in sampling[0] else {},
+def _tokens(request: tokens.TokenizeRequest, prompts: PromptBuilder) -> list[int]:
+    if request.prompt is not None:
+        return prompts.tokens(request.prompt, special=request.add_special_tokens is not False)
+    text = prompts.render(
+        for_template(request.messages or []),
+        [tool.function.for_template() for tool in request.tools or ()] or None,
+        begin_answer=request.add_generation_prompt,
     )
-
-
-def _with_sampling(work: Assignment, **parameters: Any) -> Assignment:
-    return msgspec.structs.replace(work, sampling=[{**one, **parameters} for one in work.sampling])
-
-
-def _structured(work: Assignment, structure: dict[str, Any], field: str) -> Assignment:
-    """`field`: of the request, which asks for the structure. Sent as JSON in a text, as NVIDIA's backend
-    wants it."""
-    made = _with_sampling(work, structured_outputs=formats.encode(structure).decode())
-    return msgspec.structs.replace(made, fields={**made.fields, "structured_outputs": field})
-
-
-def _reading(make: Callable[[], Reader]) -> Reading:
-    return Reading(make())
+    # the beginning that the tokenizer adds was taken off by `render`, so that it is not there twice
+    return prompts.tokens(text, special=request.add_special_tokens is not False)
 
 
 async def _count(served: Served, text: str) -> int:

@@ -70,8 +70,6 @@ class Outcome(msgspec.Struct, frozen=True):
 class Format(ABC):
     """One per answer. Chunks are asked for in the order of the answer, per choice; `index` names it."""
 
-    prompt_param: ClassVar[str]
-
     def first(self) -> bytes:
         """What comes before any text."""
         return b""
@@ -170,7 +168,6 @@ class ChatFormat(OpenAIFormat):
     """Answers of /v1/chat/completions. `short_ids`: for models whose templates take nine characters only."""
 
     id_prefix = "chatcmpl-"
-    prompt_param = "messages"
     object_whole = "chat.completion"
     object_chunk = "chat.completion.chunk"
 
@@ -230,7 +227,6 @@ class CompletionFormat(OpenAIFormat):
     """Answers of /v1/completions."""
 
     id_prefix = "cmpl-"
-    prompt_param = "prompt"
     object_whole = object_chunk = "text_completion"
 
     def __init__(self, head: Head, *, include_usage: bool, choices: int = 1, top: int | None = None) -> None:

@@ -8,10 +8,13 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from sovereign_ai.errors import ApiError
+from sovereign_ai.gateway.wire import anthropic
 from sovereign_ai.gateway.wire.formats import encode
 from sovereign_ai.spec import Route
 
 OWNER = "sovereign"
+ANTHROPICS = "/v1/messages"
+"""Beginning of the paths whose clients are Anthropic's."""
 
 
 def embeddings_body(
@@ -51,14 +54,18 @@ def _model(route: Route) -> dict[str, Any]:
     }
 
 
-def error_body(error: ApiError) -> bytes:
-    """OpenAI's error object."""
+def error_body(error: ApiError, path: str = "") -> bytes:
+    """The error object that clients of `path` know: OpenAI's, or Anthropic's."""
+    if path.startswith(ANTHROPICS):
+        return anthropic.error_body(error)
     fields = {"message": error.message, "type": error.error_type, "param": error.param, "code": error.code}
     return encode({"error": fields})
 
 
-def error_event(error: ApiError) -> bytes:
+def error_event(error: ApiError, path: str = "") -> bytes:
     """The error as an event, for a stream whose status line is already sent."""
+    if path.startswith(ANTHROPICS):
+        return anthropic.error_event(error)
     return b"data: " + error_body(error) + b"\n\n"
 
 
