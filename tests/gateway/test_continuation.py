@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,21 +62,17 @@ class Generating:
     async def drain(self) -> None:
         pass
 
+    def close(self) -> None:
+        self.engine.closed += 1
+
 
 def opener(*engines: Engine) -> Callable[[Order], Any]:
     left = list(engines)
 
-    async def open_(order: Order) -> tuple[Generating, AsyncExitStack]:
+    async def open_(order: Order) -> Generating:
         if not left:
             raise UpstreamUnavailable("nobody", code="engine_unavailable")
-        engine = left.pop(0)
-        resources = AsyncExitStack()
-
-        def close() -> None:
-            engine.closed += 1
-
-        resources.callback(close)
-        return engine.start(order), resources
+        return left.pop(0).start(order)
 
     return open_
 

@@ -174,6 +174,13 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.close()
 
+    def break_off(self, why: str) -> None:
+        """End it; whoever waits for an answer is told why."""
+        response, self._response = self._response, None
+        self.abort()
+        if response is not None:
+            response.on_lost(Broken(why))
+
     # asyncio's side.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -290,6 +297,11 @@ class Client:
             raise CannotConnect(str(error)) from error
         self._open.add(made)
         return made
+
+    def break_off(self, why: str) -> None:
+        """End what runs and what is idle: nobody will answer. Those who wait get Broken."""
+        for connection in tuple(self._open):
+            connection.break_off(why)
 
     def take_back(self, connection: Connection) -> None:
         """It has brought an answer to its end."""

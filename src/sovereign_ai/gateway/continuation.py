@@ -11,9 +11,7 @@ Penalties for repeated tokens begin anew with what another engine adds, and so d
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -28,6 +26,7 @@ class Source(Protocol):
 
     async def read(self) -> list[triton.Event]: ...
     async def drain(self) -> None: ...
+    def close(self) -> None: ...
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -56,14 +55,14 @@ class Order(msgspec.Struct, frozen=True):
 class Answer:
     """Reads an answer to its end, over as many engines as it takes. Use within `async with`.
 
-    `open_` starts a generation and returns it with what it holds; `again` is told of each continuation.
+    `open_` starts a generation; `again` is told of each continuation.
     Appending is all that is done for a piece of text: what was said is only joined when an engine breaks off.
     """
 
     def __init__(
         self,
         order: Order,
-        open_: Callable[[Order], Awaitable[tuple[Source, AsyncExitStack]]],
+        open_: Callable[[Order], Awaitable[Source]],
         *,
         continuations: int,
         again: Callable[[UpstreamFailed | UpstreamUnavailable], None],
@@ -74,16 +73,15 @@ class Answer:
         self._tokens = 0
         self._continued = False
         self._source: Source | None = None
-        self._resources = AsyncExitStack()
 
     async def __aenter__(self) -> Answer:
-        self._source, self._resources = await self._open(self._order)
+        self._source = await self._open(self._order)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._resources.__aexit__(kind, error, trace)
+        self._end()
 
     async def read(self) -> list[triton.Event]:
         """Some more of the answer. Raises UpstreamFailed or UpstreamUnavailable where nobody can go on."""
@@ -100,14 +98,7 @@ class Answer:
 
     async def _events(self) -> list[triton.Event]:
         assert self._source is not None  # noqa: S101  opened by __aenter__
-        try:
-            events = await self._source.read()
-        except asyncio.CancelledError as error:
-            # The pool ends requests that nobody will answer by cancelling; leaving what they hold tells it
-            # from a cancellation that is meant for us.
-            resources, self._resources = self._resources, AsyncExitStack()
-            await resources.__aexit__(type(error), error, error.__traceback__)
-            raise
+        events = await self._source.read()
         if not events:
             # An orderly end of the connection, but not of the answer.
             raise UpstreamFailed(triton.STOPPED, code="engine_stopped")
@@ -124,7 +115,7 @@ class Answer:
     async def _go_on(self, error: UpstreamFailed | UpstreamUnavailable) -> list[triton.Event]:
         """Find another engine; the last event, where nothing is left to say. Raises `error` where none may
         or can go on."""
-        await self._end()
+        self._end()
         if self._left <= 0:
             raise error
         self._left -= 1
@@ -132,13 +123,14 @@ class Answer:
             return [triton.Event(finish_reason="length")]
         order = self._order.after("".join(self._texts), self._tokens)
         try:
-            self._source, self._resources = await self._open(order)
+            self._source = await self._open(order)
         except (UpstreamFailed, UpstreamUnavailable):
             raise error from None
         self._continued = True
         self._again(error)
         return []
 
-    async def _end(self) -> None:
-        resources, self._resources, self._source = self._resources, AsyncExitStack(), None
-        await resources.aclose()
+    def _end(self) -> None:
+        source, self._source = self._source, None
+        if source is not None:
+            source.close()

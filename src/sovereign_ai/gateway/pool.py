@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Collection, Mapping
-from contextlib import asynccontextmanager, closing
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import closing, contextmanager
 
 from yarl import URL
 
@@ -51,7 +51,7 @@ class Upstream:
         """Another one makes another upstream; weight and context may change in place."""
         self._clock = clock
         self._heard = clock()
-        self._requests: set[asyncio.Timeout] = set()
+        self.outstanding = 0
         self.client = Client(URL(endpoint.url))
         base = URL(endpoint.url).path.rstrip("/") + f"/v2/models/{endpoint.model}"
         self.ready_path, self.infer_path = f"{base}/ready", f"{base}/infer"
@@ -62,32 +62,33 @@ class Upstream:
             self.question = (self.generate_path, triton.generate_body(".", {"max_tokens": 1}))
 
     @property
-    def outstanding(self) -> int:
-        return len(self._requests)
-
-    @property
     def available(self) -> bool:
         """Whether a request may go there now."""
         return self.healthy and self.breaker.allows(self._clock())
 
-    @asynccontextmanager
-    async def occupied(self) -> AsyncIterator[None]:
-        """One outstanding request. Raises TimeoutError out of the block when the request is abandoned."""
-        if not self._requests:
-            self.heard()
-        self.breaker.began(self._clock())
-        async with asyncio.timeout(None) as request:
-            self._requests.add(request)
-            try:
-                yield
-            finally:
-                self._requests.discard(request)
+    def begin(self) -> None:
+        """One request more is outstanding, until `end`."""
+        now = self._clock()
+        if not self.outstanding:
+            self._heard = now
+        self.breaker.began(now)
+        self.outstanding += 1
+
+    def end(self) -> None:
+        self.outstanding -= 1
+
+    @contextmanager
+    def occupied(self) -> Iterator[None]:
+        """One outstanding request."""
+        self.begin()
+        try:
+            yield
+        finally:
+            self.end()
 
     def abandon(self) -> None:
         """End all outstanding requests: nobody will answer them."""
-        requests, self._requests = self._requests, set()
-        for request in requests:
-            request.reschedule(asyncio.get_running_loop().time())
+        self.client.break_off("abandoned")
 
     def heard(self) -> None:
         """To be called when something comes from the endpoint."""
@@ -95,7 +96,7 @@ class Upstream:
 
     def is_silent(self) -> bool:
         """Whether outstanding requests have been waiting for suspiciously long."""
-        return bool(self._requests) and self._clock() - self._heard >= SILENCE_S
+        return bool(self.outstanding) and self._clock() - self._heard >= SILENCE_S
 
 
 class Pool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing
 from functools import partial
 from typing import TypeVar
 
@@ -29,17 +29,21 @@ _T = TypeVar("_T")
 
 
 class TokenStream:
-    """An answer being generated. Its first events are already here: it did not fail at once."""
+    """An answer being generated at one endpoint, which it keeps busy until it is closed. Its first events are
+    already here: it did not fail at once."""
 
-    def __init__(
-        self,
-        read: Callable[[], Awaitable[bytes]],
-        heard: Callable[[], None],
-        broken: Callable[[str], ApiError],
-    ) -> None:
-        self._read_any, self._heard, self._broken = read, heard, broken
+    def __init__(self, upstream: Upstream, response: Response, broken: Callable[[str], ApiError]) -> None:
+        self._upstream, self._response, self._broken = upstream, response, broken
         self._splitter = EventSplitter()
         self._ahead: list[triton.Event] = []
+        self._open = True
+
+    def close(self) -> None:
+        """Before the end of the answer this closes the connection, which makes Triton stop generating."""
+        if self._open:
+            self._open = False
+            self._response.close()
+            self._upstream.end()
 
     async def read_ahead(self) -> None:
         self._ahead = await self.read()
@@ -50,7 +54,7 @@ class TokenStream:
             ahead, self._ahead = self._ahead, []
             return ahead
         while data := await self._data():
-            self._heard()
+            self._upstream.heard()
             if payloads := self._splitter.feed(data):
                 return [self._event(payload) for payload in payloads]
         return []
@@ -59,14 +63,14 @@ class TokenStream:
         """Wait for the end of a stream that has said all it had to say."""
         try:
             async with asyncio.timeout(DRAIN_S):
-                while await self._read_any():
+                while await self._response.readany():
                     pass
         except (Broken, TimeoutError):
             return  # the answer is complete; only the connection is lost
 
     async def _data(self) -> bytes:
         try:
-            return await self._read_any()
+            return await self._response.readany()
         except Broken as error:
             raise self._broken(repr(error)) from error
 
@@ -89,14 +93,13 @@ class TritonClient:
         context at least. Raises ApiError."""
         failed: list[Upstream] = []
 
-        async def open_(order: Order) -> tuple[TokenStream, AsyncExitStack]:
-            # Where an answer broke off it is not continued; where it never began it may be tried again later.
-            resources = AsyncExitStack()
+        async def open_(order: Order) -> TokenStream:
+            # Where an answer broke off it is not continued.
             stream, upstream = await self._with_second_try(
-                route.model, partial(self._open, resources, order.body), order.text, tokens, failed
+                route.model, partial(self._open, order.body), order.text, tokens, failed
             )
             failed.append(upstream)
-            return stream, resources
+            return stream
 
         def again(error: ApiError) -> None:
             self._metrics.continuations.labels(route.model).inc()
@@ -144,31 +147,25 @@ class TritonClient:
         self._pool.succeeded(upstream)
         return result
 
-    async def _open(self, resources: AsyncExitStack, body: bytes, upstream: Upstream) -> TokenStream:
-        """What the stream needs is handed to `resources` once its first events are here."""
-        async with AsyncExitStack() as attempt:
-            await attempt.enter_async_context(self._occupied(upstream))
+    async def _open(self, body: bytes, upstream: Upstream) -> TokenStream:
+        upstream.begin()
+        try:
             response = await self._post(upstream, upstream.generate_path, body)
-            # before the end of the answer this closes the connection, which makes Triton stop generating
-            attempt.callback(response.close)
-            stream = TokenStream(response.readany, upstream.heard, partial(self._broken, upstream))
+        except BaseException:
+            upstream.end()
+            raise
+        stream = TokenStream(upstream, response, partial(self._broken, upstream))
+        try:
             await stream.read_ahead()
-            await resources.enter_async_context(attempt.pop_all())
+        except BaseException:
+            stream.close()
+            raise
         return stream
 
-    @asynccontextmanager
-    async def _occupied(self, upstream: Upstream) -> AsyncIterator[None]:
-        try:
-            async with upstream.occupied():
-                yield
-        except TimeoutError as error:
-            raise self._broken(upstream, "abandoned") from error
-
     async def _infer(self, texts: Sequence[str], upstream: Upstream) -> triton.Embeddings:
-        async with self._occupied(upstream):
+        with upstream.occupied():
             response = await self._post(upstream, upstream.infer_path, triton.infer_body(texts))
-            with ExitStack() as resources:
-                resources.callback(response.close)
+            with closing(response):
                 try:
                     body = await response.read()
                 except Broken as error:
