@@ -30,7 +30,8 @@ NAMED = Calling(FUNCTIONS, "look", True, True)
 
 def gathered(pieces: Sequence[Piece]) -> Read:
     """What was said, and name and arguments of each call. Calls and their numbers must fit each other."""
-    text, calls = "", []
+    text = ""
+    calls: list[tuple[str, str]] = []
     for piece in pieces:
         if isinstance(piece, Said):
             text += piece.text
