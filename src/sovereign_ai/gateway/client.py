@@ -318,7 +318,6 @@ class Client:
     async def close(self) -> None:
         """End every connection, idle ones too: Triton waits for them when it stops."""
         self.closed = True
-        for connection in tuple(self._open):
-            connection.abort()
+        self.break_off("the endpoint is no longer used")
         for _ in range(CLOSING_TURNS):
             await asyncio.sleep(0)
