@@ -459,7 +459,9 @@ def test_two_at_once_make_it_once(paths: Paths, store: Store, base: Manifest, pl
 def test_killed_in_the_middle_nothing_is_visible_and_the_next_goes_on(
     paths: Paths, store: Store, base: Manifest, console: Console, play: Play
 ) -> None:
-    play(WORKER.replace("say(made=", "import time; time.sleep(600)\nsay(made="))
+    # The real one is told by the kernel that its parent has died; this one looks.
+    wait = "import time\nwhile os.getppid() == parent: time.sleep(0.05)\nraise SystemExit"
+    play(WORKER.replace("say(made=", f"import os; parent = os.getppid()\n{wait}\nsay(made="))
     killed = started(paths)
     while not list(store.models.glob(".partial-tiny-*/made/config.json")):
         time.sleep(0.02)
