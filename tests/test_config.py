@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,12 @@ from sovereign_ai.config import (
     Match,
     ModelEntry,
     PlannerSettings,
+    RouteLimits,
     TierRule,
+    TlsSettings,
     check_source,
+    decode_gateway,
+    encode_gateway,
     environment,
     home_folder,
     load_factory,
@@ -518,3 +523,56 @@ def test_any_tree_gives_a_factory_or_a_config_error(tmp_path: Path, tree: object
         assert isinstance(load(tmp_path, json.dumps(tree)), Factory)
     except ConfigError as error:
         assert error.message.startswith(str(tmp_path / "factory.yaml"))
+
+
+GATEWAY = """
+gateway:
+  queue: 0
+  queue_timeout_s: 5
+  metrics_key: true
+  tls: {certificate: c.pem, key: ~/k.pem}
+  cors: [https://a.example:8443, "*"]
+  usage_days: 7
+  limits:
+    - {model: smol, concurrency: 2, queue: 0, log_content: true}
+    - {model: other, requests_per_minute: 5, tokens_per_minute: 6}
+"""
+
+
+def test_the_gateways_settings(tmp_path: Path) -> None:
+    (tmp_path / "factory.yaml").write_text(GATEWAY)
+    gateway = load_factory(tmp_path / "factory.yaml").gateway
+    assert gateway.tls == TlsSettings(certificate=tmp_path / "c.pem", key=Path("~/k.pem").expanduser())
+    assert gateway.limits[0] == RouteLimits(model="smol", concurrency=2, queue=0, log_content=True)
+    assert (gateway.queue, gateway.queue_timeout_s, gateway.usage_days) == (0, 5.0, 7)
+    assert decode_gateway(encode_gateway(gateway)) == gateway
+
+
+def test_settings_that_are_none() -> None:
+    with pytest.raises(ConfigError, match="not the gateway's settings"):
+        decode_gateway("{")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("queue: 0\n", "queue: -1\n", "factory.yaml:3: queue -1 is not between"),
+        ("queue_timeout_s: 5", "queue_timeout_s: 0", "factory.yaml:4: queue_timeout_s 0 is not between"),
+        ("usage_days: 7", "usage_days: 0", "factory.yaml:8: usage_days 0 is less than 1"),
+        ("https://a.example:8443", "https://a.example/path", "factory.yaml:7: cors `https://a.example/path`"),
+        ("model: other", "model: smol", "factory.yaml:11: model `smol` has limits twice"),
+        (
+            "requests_per_minute: 5",
+            "requests_per_minute: 0",
+            "factory.yaml:11: requests_per_minute 0 is below",
+        ),
+        ("certificate: c.pem, ", "", "factory.yaml:6: missing required field `key`|certificate"),
+        ("concurrency: 2", "concurency: 2", "did you mean `concurrency`"),
+    ],
+)
+def test_gateway_settings_that_cannot_be(tmp_path: Path, old: str, new: str, said: str) -> None:
+    (tmp_path / "factory.yaml").write_text(GATEWAY.replace(old, new))
+    with pytest.raises(ConfigError) as caught:
+        load_factory(tmp_path / "factory.yaml")
+    told = f"{caught.value.message} {caught.value.hint}"
+    assert re.search(said, told.replace(f"{tmp_path}/", "")), told

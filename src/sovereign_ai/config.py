@@ -45,6 +45,12 @@ TIER_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
 MIN_CONTEXT = 16
 """Tokens. Below this a chat template alone leaves no room for an answer."""
 
+ORIGIN = re.compile(r"https?://[A-Za-z0-9.:\[\]-]+")
+"""Scheme, host and port as browsers send them (RFC 6454)."""
+
+MAX_QUEUE = 1_000_000
+MAX_QUEUE_TIMEOUT_S = 86_400
+MAX_LIMIT = 10**15
 MAX_REPLICAS = 1000
 MAX_CONCURRENCY = 10_000
 MAX_PRIORITY = 100
@@ -143,6 +149,30 @@ class EngineSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """file:line of the release; set when the file is read."""
 
 
+class RouteLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What may be asked of one model, by all keys together."""
+
+    model: str
+    """The name clients use."""
+    concurrency: int | None = None
+    """Requests in its engines at the same time; more wait. Default: what its healthy endpoints hold."""
+    queue: int | None = None
+    """Requests that may wait. Default: `gateway.queue`."""
+    requests_per_minute: int | None = None
+    """In any 60 seconds."""
+    tokens_per_minute: int | None = None
+    """Prompts and answers together, in any 60 seconds."""
+    log_content: bool = False
+    """Whether the log gets requests and answers whole. Without it neither is ever written down."""
+
+
+class TlsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    certificate: Path
+    """PEM file: the certificate, and those that lead to its root."""
+    key: Path
+    """PEM file of its private key, without a password."""
+
+
 class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     host: str = "127.0.0.1"
     """Address to listen on. The default serves this machine alone: opening it is a decision."""
@@ -150,6 +180,20 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """TCP port; 8000 because vLLM's own server and most examples use it."""
     max_body_bytes: int = 4 * 1024 * 1024
     """Largest request body, in bytes. 4 MiB hold about a million tokens of English text."""
+    queue: int = 1000
+    """Requests per model that may wait for a place in an engine. More are refused with 429."""
+    queue_timeout_s: float = 60.0
+    """Longest wait in seconds, also for a model that still loads; a client may ask for less."""
+    limits: tuple[RouteLimits, ...] = ()
+    """Limits of single models."""
+    metrics_key: bool = False
+    """Whether /metrics needs a key of the scope `metrics`."""
+    tls: TlsSettings | None = None
+    """Certificate and key: the gateway speaks HTTPS then, and HTTPS only."""
+    cors: tuple[str, ...] = ()
+    """Origins whose pages may call the gateway from a browser: `https://chat.example.org`, or `*`."""
+    usage_days: int = 90
+    """Days that the usage of every single request is kept; then its day's sums are."""
 
 
 class Factory(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -230,6 +274,8 @@ def load_factory(path: Path) -> Factory:
     _check_models(document, factory.models)
     _check_tiers(document, factory.tiers)
     _check_gateway(document, factory.gateway)
+    _check_limits(document, factory.gateway)
+    _check_door(document, factory.gateway)
     _check_planning(document, factory)
     return _resolve_paths(document, factory)
 
@@ -545,6 +591,34 @@ def _check_gateway(document: _Document, gateway: GatewaySettings) -> None:
         raise ConfigError(f"{document.at('gateway', 'max_body_bytes')}: max_body_bytes must be at least 1024")
 
 
+def _check_limits(document: _Document, gateway: GatewaySettings) -> None:
+    seen: set[str] = set()
+    for index, limits in enumerate(gateway.limits):
+        place = ("gateway", "limits", index)
+        if limits.model in seen:
+            raise ConfigError(f"{document.at(*place)}: model `{limits.model}` has limits twice")
+        seen.add(limits.model)
+        for key in ("concurrency", "queue", "requests_per_minute", "tokens_per_minute"):
+            least, value = 0 if key == "queue" else 1, getattr(limits, key)
+            if value is not None and not least <= value <= MAX_LIMIT:
+                raise ConfigError(f"{document.at(*place, key)}: {key} {value} is below {least} or absurd")
+
+
+def _check_door(document: _Document, gateway: GatewaySettings) -> None:
+    def refuse(key: str, problem: str) -> NoReturn:
+        raise ConfigError(f"{document.at('gateway', key)}: {key} {problem}")
+
+    if not 0 <= gateway.queue <= MAX_QUEUE:
+        refuse("queue", f"{gateway.queue} is not between 0 and {MAX_QUEUE:,}")
+    if not 0 < gateway.queue_timeout_s <= MAX_QUEUE_TIMEOUT_S:
+        refuse("queue_timeout_s", f"{gateway.queue_timeout_s:g} is not between 0 and {MAX_QUEUE_TIMEOUT_S}")
+    if gateway.usage_days < 1:
+        refuse("usage_days", f"{gateway.usage_days} is less than 1")
+    for origin in gateway.cors:
+        if origin != "*" and not ORIGIN.fullmatch(origin):
+            refuse("cors", f"`{origin}` is not an origin: write https://HOST[:PORT], without a path")
+
+
 def _resolve_paths(document: _Document, factory: Factory) -> Factory:
     base = document.path.absolute().parent
     models = tuple(
@@ -562,7 +636,35 @@ def _resolve_paths(document: _Document, factory: Factory) -> Factory:
     engine = factory.engine
     if engine.release is not None:
         engine = msgspec.structs.replace(engine, where=document.at("engine", "release"))
-    return msgspec.structs.replace(factory, models=models, tiers=tiers, storage=storage, engine=engine)
+    return msgspec.structs.replace(
+        factory,
+        models=models,
+        tiers=tiers,
+        storage=storage,
+        engine=engine,
+        gateway=_resolve_tls(base, document, factory.gateway),
+    )
+
+
+def _resolve_tls(base: Path, document: _Document, gateway: GatewaySettings) -> GatewaySettings:
+    if gateway.tls is None:
+        return gateway
+    where = document.at("gateway", "tls")
+    certificate, key = (base / _expanded(path, where) for path in (gateway.tls.certificate, gateway.tls.key))
+    return msgspec.structs.replace(gateway, tls=TlsSettings(certificate=certificate, key=key))
+
+
+def encode_gateway(settings: GatewaySettings) -> str:
+    """As JSON, for the gateway's own process."""
+    return msgspec.json.encode(settings, enc_hook=str).decode()
+
+
+def decode_gateway(text: str) -> GatewaySettings:
+    """What `encode_gateway` made. Raises ConfigError."""
+    try:
+        return msgspec.json.decode(text, type=GatewaySettings, dec_hook=_decode)
+    except msgspec.DecodeError as error:
+        raise ConfigError(f"not the gateway's settings: {error}") from error
 
 
 def _resolve_source(base: Path, model: ModelEntry, where: str) -> ModelEntry:

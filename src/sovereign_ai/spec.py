@@ -292,7 +292,8 @@ class Plan(Noun, frozen=True, kw_only=True):
 
 class Endpoint(Noun, frozen=True, kw_only=True):
     """One replica's address. `model` is the name the upstream knows it by. `weight` is its predicted speed,
-    in any unit that the endpoints of a route share; `context` in tokens, 0: the route's."""
+    in any unit that the endpoints of a route share; `context` in tokens, 0: the route's; `max_num_seqs`
+    requests that it computes at once, 0: unknown."""
 
     name: str
     url: str
@@ -300,6 +301,7 @@ class Endpoint(Noun, frozen=True, kw_only=True):
     model: str
     weight: float = 1.0
     context: int = 0
+    max_num_seqs: int = 0
 
 
 class Route(Noun, frozen=True, kw_only=True):

@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from sovereign_ai.config import GatewaySettings, Paths
+from sovereign_ai.config import GatewaySettings, Paths, TlsSettings, decode_gateway
 from sovereign_ai.console import Console
 from sovereign_ai.deploy import local, processes
 from sovereign_ai.deploy.processes import ProcessId, identify
@@ -102,14 +102,20 @@ def test_where_a_client_on_this_machine_reaches_the_gateway(host: str, url: str)
     assert local.gateway_url(GatewaySettings(host=host)) == url
 
 
+def test_with_a_certificate_it_is_https() -> None:
+    tls = TlsSettings(certificate=Path("/c.pem"), key=Path("/k.pem"))
+    assert local.gateway_url(GatewaySettings(tls=tls)) == "https://127.0.0.1:8000"
+
+
 def test_the_gateway_service(paths: Paths) -> None:
     settings = GatewaySettings(host=ANY, port=8123, max_body_bytes=4096)
     service = local.gateway_service(paths, settings, {"PATH": "/bin"})
     assert service.command[:4] == (sys.executable, "-m", "sovereign_ai", "gateway")
     assert service.command[4:] == (
         "--routes", str(paths.run / "routes.json"), "--ledger", str(paths.ledger),
-        "--host", ANY, "--port", "8123", "--max-body-bytes", "4096",
+        "--settings", service.command[-1],
     )  # fmt: skip
+    assert decode_gateway(service.command[-1]) == settings
     assert service.environment == {"PATH": "/bin", "SOVEREIGN_RUN_HOME": str(paths.home)}
     assert service.ready_urls == ("http://127.0.0.1:8123/readyz",)
 

@@ -19,8 +19,9 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
+from sovereign_ai.config import GatewaySettings
 from sovereign_ai.gateway.admission import KeyRecord, digest
-from sovereign_ai.gateway.app import Gateway, KeyTable, create_app
+from sovereign_ai.gateway.app import Gateway, KeyTable, UsageBook, create_app
 from sovereign_ai.gateway.templates import PromptBuilder
 from sovereign_ai.spec import Endpoint, Route, Routes
 from tests.gateway.fake_triton import FakeTriton
@@ -29,6 +30,9 @@ KEY = "sk-test"
 CONTEXT = 32
 MAX_BODY_BYTES = 64 * 1024
 NOW = 1_700_000_000.0
+
+IMPATIENT = GatewaySettings(queue_timeout_s=0.3)
+"""Requests for a model that is not ready are refused soon."""
 
 _P = ParamSpec("_P")
 
@@ -135,9 +139,14 @@ def chat_body(**fields: Any) -> dict[str, Any]:
 
 @asynccontextmanager
 async def running(
-    *fakes: FakeTriton, keys: KeyTable | None = None, continuations: int = 2
+    *fakes: FakeTriton,
+    keys: KeyTable | None = None,
+    continuations: int = 2,
+    prompts: PromptBuilder | None = None,
+    settings: GatewaySettings = IMPATIENT,
+    usage: UsageBook | None = None,
 ) -> AsyncIterator[Running]:
-    """The gateway before `fakes`, which are started too where they are not yet."""
+    """The gateway before `fakes`, which are started too where they are not yet. `prompts`: of `smol`."""
     async with AsyncExitStack() as stack:
         for fake in fakes:
             if not fake.url:
@@ -148,7 +157,9 @@ async def running(
             keys or key_table(),
             max_body_bytes=MAX_BODY_BYTES,
             write=lines.append,
-            prompts={"smol": prompt_builder(), "minilm": prompt_builder()},
+            settings=settings,
+            usage=usage,
+            prompts={"smol": prompts or prompt_builder(), "minilm": prompt_builder()},
             clock=lambda: NOW,
             new_id=lambda: "1d",
         )
@@ -167,6 +178,8 @@ async def _serving(gateway: Gateway) -> AsyncIterator[tuple[uvicorn.Server, int]
     )
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:
+        # asyncio, unlike the gateway's own uvloop, leaves it out for sockets that are given to it
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         task = asyncio.create_task(server._serve(sockets=[listener]))
         while not server.started:
             await asyncio.sleep(0.01)

@@ -220,7 +220,7 @@ async def test_metrics_count() -> None:
             text = await response.text()
         assert 'sovereign_requests_total{model="smol",status="200"} 1.0' in text
         assert 'sovereign_requests_total{model="",status="404"} 1.0' in text
-        assert 'sovereign_completion_tokens_total{model="smol"} 4.0' in text
+        assert 'sovereign_completion_tokens_total{endpoint="smol-up-0",model="smol"} 4.0' in text
         assert 'sovereign_requests_running{model="smol"} 0.0' in text
         assert 'sovereign_endpoint_up{endpoint="smol-up-0",model="smol"} 1.0' in text
 

@@ -10,7 +10,17 @@ from sovereign_ai.gateway.journal import Journal, RequestRecord
 def test_a_request_is_one_line() -> None:
     lines: list[bytes] = []
     record = RequestRecord(
-        method="POST", path="/v1/" + "x" * 500, started=1.0, status=200, model="m", key="key-1"
+        method="POST",
+        path="/v1/" + "x" * 500,
+        started=1.0,
+        status=200,
+        model="m",
+        key="key-1",
+        endpoint="up-0",
+        first_token=1.125,
+        queue_s=0.5,
+        retries=1,
+        continuations=2,
     )
     Journal(lines.append, lambda: 5.12345).request(record, 0.25)
     assert lines[0].count(b"\n") == 1
@@ -23,9 +33,14 @@ def test_a_request_is_one_line() -> None:
         "status": 200,
         "model": "m",
         "key": "key-1",
+        "endpoint": "up-0",
         "duration_s": 0.25,
+        "queue_s": 0.5,
+        "ttft_s": 0.125,
         "prompt_tokens": 0,
         "completion_tokens": 0,
+        "retries": 1,
+        "continuations": 2,
         "error": None,
     }
 
@@ -39,3 +54,25 @@ def test_a_fault_tells_where_but_not_what_the_client_sent() -> None:
     assert line["error"] == "ValueError"
     assert "test_journal" in line["traceback"]
     assert "invalid literal" not in line["traceback"]
+
+
+def test_what_no_engine_read_is_not_billed() -> None:
+    record = RequestRecord(method="POST", path="/", started=0.0, prompt_tokens=5)
+    assert record.billed_tokens == 0
+    record.answered, record.completion_tokens = True, 2
+    assert (record.billed_prompt_tokens, record.billed_tokens) == (5, 7)
+    assert record.ttft_s is None
+
+
+def test_content_is_written_as_it_was() -> None:
+    lines: list[bytes] = []
+    record = RequestRecord(method="POST", path="/", started=0.0, model="m", key="k")
+    Journal(lines.append, lambda: 1.0).content(record, b'{"a": 1}', b"data: x\xff")
+    assert json.loads(lines[0]) == {
+        "time": 1.0,
+        "event": "content",
+        "model": "m",
+        "key": "k",
+        "request": '{"a": 1}',
+        "answer": "data: x\ufffd",
+    }

@@ -17,6 +17,7 @@ import aiohttp
 import msgspec
 import pytest
 
+from sovereign_ai.config import GatewaySettings, encode_gateway
 from sovereign_ai.errors import NoPermission, PortTaken, UsageError
 from sovereign_ai.gateway.ledger import Ledger
 from sovereign_ai.gateway.server import serve
@@ -28,9 +29,9 @@ from tests.gateway.test_templates import save_tokenizer
 SCRIPT = """
 import sys
 from pathlib import Path
+from sovereign_ai.config import decode_gateway
 from sovereign_ai.gateway.server import serve
-routes, ledger = map(Path, sys.argv[1:])
-serve(routes_file=routes, ledger=ledger, host="127.0.0.1", port=0, max_body_bytes=65536)
+serve(routes_file=Path(sys.argv[1]), ledger_file=Path(sys.argv[2]), settings=decode_gateway(sys.argv[3]))
 """
 
 
@@ -44,11 +45,13 @@ def write_routes(folder: Path, *fakes: FakeTriton) -> Path:
 
 
 @asynccontextmanager
-async def process(folder: Path, fake: FakeTriton) -> AsyncIterator[tuple[Process, str, str]]:
+async def process(folder: Path, fake: FakeTriton, **settings: Any) -> AsyncIterator[tuple[Process, str, str]]:
     """The gateway as a process of its own, its address, and a key."""
     with Ledger(folder / "ledger.sqlite") as keys:
         _, secret = keys.create_key("test")
-    command = [sys.executable, "-c", SCRIPT, str(write_routes(folder, fake)), str(folder / "ledger.sqlite")]
+    chosen = encode_gateway(GatewaySettings(**{"port": 0, "max_body_bytes": 65536, **settings}))
+    command = [sys.executable, "-c", SCRIPT, str(write_routes(folder, fake))]
+    command += [str(folder / "ledger.sqlite"), chosen]
     running = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
     try:
         assert running.stderr is not None
@@ -133,7 +136,11 @@ def test_routes_that_are_missing_or_broken(tmp_path: Path) -> None:
 
 
 def start(routes: Path, folder: Path, *, host: str = "127.0.0.1", port: int = 0) -> None:
-    serve(routes_file=routes, ledger=folder / "ledger.sqlite", host=host, port=port, max_body_bytes=1024)
+    serve(
+        routes_file=routes,
+        ledger_file=folder / "ledger.sqlite",
+        settings=GatewaySettings(host=host, port=port, max_body_bytes=1024),
+    )
 
 
 async def events(process: Process, *, until: str) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from sovereign_ai.cli import logs as log_files
 from sovereign_ai.cli.home import home_paths as _paths
 from sovereign_ai.cli.keys import app as keys
 from sovereign_ai.cli.models import app as models
-from sovereign_ai.config import Factory, load_factory
+from sovereign_ai.config import Factory, decode_gateway, load_factory
 from sovereign_ai.console import Console, human_bytes
 from sovereign_ai.deploy import local
 from sovereign_ai.engines import environment as engine_environment
@@ -359,11 +359,11 @@ def remove_engine(name: str) -> None:
 
 
 @app.command(show=False)
-def gateway(*, routes: Path, ledger: Path, host: str, port: int, max_body_bytes: int) -> None:
-    """Run the gateway in the foreground (the supervisor does)."""
+def gateway(*, routes: Path, ledger: Path, settings: str) -> None:
+    """Run the gateway in the foreground (the supervisor does). `settings`: as JSON."""
     from sovereign_ai.gateway.server import serve
 
-    serve(routes_file=routes, ledger=ledger, host=host, port=port, max_body_bytes=max_body_bytes)
+    serve(routes_file=routes, ledger_file=ledger, settings=decode_gateway(settings))
 
 
 @app.command(show=False)

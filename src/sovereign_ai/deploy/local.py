@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from sovereign_ai.config import GatewaySettings, Paths
+from sovereign_ai.config import GatewaySettings, Paths, encode_gateway
 from sovereign_ai.console import Console
 from sovereign_ai.deploy import processes, sharedmemory
 from sovereign_ai.deploy.processes import HOME_MARK, ProcessId
@@ -131,8 +131,7 @@ def gateway_service(paths: Paths, settings: GatewaySettings, variables: Mapping[
     """The service that runs the gateway on run/routes.json."""
     command = [sys.executable, "-m", "sovereign_ai", "gateway"]
     command += ["--routes", str(paths.run / "routes.json"), "--ledger", str(paths.ledger)]
-    command += ["--host", settings.host, "--port", str(settings.port)]
-    command += ["--max-body-bytes", str(settings.max_body_bytes)]
+    command += ["--settings", encode_gateway(settings)]
     return Service(
         name="gateway",
         command=tuple(command),
@@ -148,7 +147,8 @@ def gateway_url(settings: GatewaySettings) -> str:
     """Where a client on this machine reaches the gateway."""
     loopback = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
     host = loopback.get(settings.host, settings.host)
-    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+    scheme = "https" if settings.tls else "http"
+    return f"{scheme}://[{host}]:{settings.port}" if ":" in host else f"{scheme}://{host}:{settings.port}"
 
 
 def mark(home: Path) -> dict[str, str]:

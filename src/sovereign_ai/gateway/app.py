@@ -9,25 +9,39 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from sovereign_ai.errors import ApiError, MethodNotAllowed, ModelNotFound, UpstreamUnavailable
-from sovereign_ai.gateway import admission, metrics
+from sovereign_ai.config import GatewaySettings
+from sovereign_ai.errors import (
+    ApiError,
+    InvalidRequest,
+    MethodNotAllowed,
+    ModelNotFound,
+    RateLimited,
+    Unauthenticated,
+    UpstreamUnavailable,
+)
+from sovereign_ai.gateway import admission, cors, metrics
+from sovereign_ai.gateway.door import Door, Rate, Spent
 from sovereign_ai.gateway.exchange import CLIENT_GONE, ClientGone, Exchange, Headers, Receive, Scope, Send
 from sovereign_ai.gateway.flight import Flight, Interruption
 from sovereign_ai.gateway.journal import Clock, Journal, RequestRecord, Write
-from sovereign_ai.gateway.metrics import Metrics
-from sovereign_ai.gateway.pool import Pool
+from sovereign_ai.gateway.metrics import UNKNOWN, Metrics
 from sovereign_ai.gateway.proxy import Proxy, Served, no_such_model
 from sovereign_ai.gateway.templates import PromptBuilder, load_prompt_builder
-from sovereign_ai.gateway.upstream import TritonClient
+from sovereign_ai.gateway.usher import AdmittingClient, CountedPool, PermittedModels
+from sovereign_ai.gateway.visit import CURRENT, Visit
 from sovereign_ai.gateway.wire import responses
 from sovereign_ai.spec import Routes
 
 MODELS = "/v1/models"
 HEALTHZ, READYZ, METRICS = OWN_PAGES = ("/healthz", "/readyz", "/metrics")
+
+STALLED_TICKS = 60
+"""Seconds after which a client that does not read its stream is given up: it holds a place in an engine."""
+MIN_TIMEOUT_S = 0.001
 
 Answer = Callable[[Exchange], Awaitable[None]]
 AnswerBody = Callable[[Exchange, bytes], Awaitable[None]]
@@ -37,6 +51,12 @@ class KeyTable(Protocol):
     """Where keys are looked up: the ledger, or a fake."""
 
     def lookup(self, digest: str) -> admission.KeyRecord | None: ...
+
+
+class UsageBook(Protocol):
+    """Where usage is written down: the ledger's writer, or a fake."""
+
+    def add(self, record: RequestRecord, duration_s: float) -> None: ...
 
 
 class Gateway:
@@ -49,21 +69,26 @@ class Gateway:
         served: dict[str, Served],
         *,
         max_body_bytes: int,
+        settings: GatewaySettings,
+        spent: Mapping[str, Spent],
+        usage: UsageBook | None,
         write: Write,
         clock: Clock,
         monotonic: Clock,
         new_id: Callable[[], str],
     ) -> None:
         self._routes, self._keys, self._served = routes, keys, served
-        self._max_body_bytes = max_body_bytes
+        self._max_body_bytes, self._settings, self._usage = max_body_bytes, settings, usage
         self._clock, self._monotonic = clock, monotonic
         self._stopping = False
-        self._flights: set[Flight] = set()
+        self._flights: dict[Flight, Exchange] = {}
+        self._kept = {limits.model for limits in settings.limits if limits.log_content}
         self.metrics = Metrics()
         self.journal = Journal(write, clock)
-        self.pool = Pool(routes, self.metrics, self.journal, clock=monotonic)
-        client = TritonClient(self.pool, self.metrics, self.journal)
-        proxy = Proxy(served, client, clock=clock, monotonic=monotonic, new_id=new_id)
+        self.pool = CountedPool(routes, self.metrics, self.journal, clock=monotonic)
+        self._door = Door(settings, self.metrics, self.pool.capacity, spent, clock=clock, monotonic=monotonic)
+        client = AdmittingClient(self.pool, self.metrics, self.journal, self._door)
+        proxy = Proxy(PermittedModels(served), client, clock=clock, monotonic=monotonic, new_id=new_id)
         self._posts: Mapping[str, AnswerBody] = proxy.answers
         self._gets: dict[str, Answer] = {
             MODELS: self._models,
@@ -83,6 +108,13 @@ class Gateway:
         self._stopping = True
         for flight in tuple(self._flights):
             flight.interrupt(Interruption.STOPPING)
+
+    def tick(self) -> None:
+        """To be called once a second: clients that do not read are given up."""
+        for flight, exchange in tuple(self._flights.items()):
+            if exchange.tick() >= STALLED_TICKS:
+                flight.interrupt(Interruption.CLIENT_GONE)
+                exchange.abort()
 
     def prompts_for(self, routes: Routes) -> dict[str, PromptBuilder]:
         """The text side of each route's model: what is loaded already, else read from its folder. Takes
@@ -108,13 +140,17 @@ class Gateway:
                 await send({"type": "lifespan.startup.complete"})
             else:
                 self.stop()
+                self._door.close()
                 await self.pool.close()
                 await send({"type": "lifespan.shutdown.complete"})
                 return
 
     async def _serve(self, exchange: Exchange) -> None:
         flight = Flight()
-        self._flights.add(flight)
+        self._flights[flight] = exchange
+        if self._kept:
+            exchange.content = ([], [])
+        CURRENT.set(None)
         try:
             error = await self._outcome(exchange, flight)
             flight.land()
@@ -122,14 +158,15 @@ class Gateway:
                 await exchange.fail(error)
         finally:
             flight.land()
-            self._flights.discard(flight)
-            self._close_record(exchange.record)
+            del self._flights[flight]
+            self._close_record(exchange)
 
     async def _outcome(self, exchange: Exchange, flight: Flight) -> ApiError | None:
         """Answer, or return what the client is to be told instead."""
         try:
             await self._dispatch(exchange, flight)
         except ApiError as error:
+            self._count_rejection(exchange.record, error)
             return error
         except ClientGone:
             exchange.record.status = CLIENT_GONE
@@ -147,8 +184,13 @@ class Gateway:
     async def _dispatch(self, exchange: Exchange, flight: Flight) -> None:
         if self._stopping:
             raise _stopping()
+        if self._settings.cors and self._is_preflight(exchange):
+            await self._answer_preflight(exchange)
+            return
         if is_api(exchange.path):
-            exchange.record.key = self._admit(exchange).id
+            self._begin_visit(exchange)
+        elif exchange.path == METRICS and self._settings.metrics_key:
+            self._admit(exchange, "metrics")
         if (answer := self._get_for(exchange.path)) is not None:
             await (answer(exchange) if exchange.method == "GET" else _refuse_method(exchange, b"GET"))
         elif (answer_body := self._posts.get(exchange.path)) is not None:
@@ -160,25 +202,77 @@ class Gateway:
         if exchange.method != "POST":
             await _refuse_method(exchange, b"POST")
             return
+        if (visit := CURRENT.get()) is not None:
+            self._door.enter(visit)
         body = await exchange.body(self._max_body_bytes)
         flight.interrupt_after(exchange.gone)
         await answer(exchange, body)
 
+    def _begin_visit(self, exchange: Exchange) -> None:
+        key = self._admit(exchange, "inference")
+        exchange.record.key = key.id
+        deadline = exchange.record.started + self._patience_s(exchange)
+        visit = Visit(exchange.record, key, deadline)
+        CURRENT.set(visit)
+        exchange.more_headers = lambda: [
+            *self._cors_headers(exchange),
+            *_rate_headers(self._door.rates(visit)),
+        ]
+
+    def _patience_s(self, exchange: Exchange) -> float:
+        """How long the client waits for a place at most. Raises InvalidRequest."""
+        wanted = exchange.header(b"x-request-timeout")
+        if wanted is None:
+            return self._settings.queue_timeout_s
+        try:
+            seconds = float(wanted)
+        except ValueError:
+            seconds = 0.0
+        if not seconds >= MIN_TIMEOUT_S:
+            raise InvalidRequest("x-request-timeout needs a number of seconds above 0", code="invalid_value")
+        return min(seconds, self._settings.queue_timeout_s)
+
+    def _is_preflight(self, exchange: Exchange) -> bool:
+        exchange.more_headers = lambda: self._cors_headers(exchange)
+        asked = exchange.header(b"access-control-request-method")
+        return exchange.method == "OPTIONS" and asked is not None
+
+    async def _answer_preflight(self, exchange: Exchange) -> None:
+        exchange.more_headers = None
+        wanted = exchange.header(b"access-control-request-headers")
+        headers = cors.preflight_headers(self._settings.cors, exchange.header(b"origin"), wanted)
+        await exchange.answer(200 if headers else 403, b"", headers=headers)
+
+    def _cors_headers(self, exchange: Exchange) -> Headers:
+        if not self._settings.cors:
+            return []
+        return cors.answer_headers(self._settings.cors, exchange.header(b"origin"))
+
     def _get_for(self, path: str) -> Answer | None:
         return self._model if path.startswith(MODELS + "/") else self._gets.get(path)
 
-    def _admit(self, exchange: Exchange) -> admission.KeyRecord:
+    def _admit(self, exchange: Exchange, scope: admission.Scope) -> admission.KeyRecord:
         digest = admission.digest(admission.bearer(exchange.header(b"authorization")))
-        return admission.admit(self._keys.lookup(digest), digest, self._clock())
+        return admission.admit(self._keys.lookup(digest), digest, self._clock(), scope=scope)
+
+    def _count_rejection(self, record: RequestRecord, error: ApiError) -> None:
+        if isinstance(error, RateLimited):
+            self.metrics.reject(record.model, error.reason)
+        elif isinstance(error, Unauthenticated | UpstreamUnavailable):
+            self.metrics.reject(record.model, error.code or UNKNOWN)
 
     async def _models(self, exchange: Exchange) -> None:
-        await exchange.answer(200, responses.models_body(self._routes.routes))
+        visit = CURRENT.get()
+        permitted = [route for route in self._routes.routes if visit is None or visit.key.allows(route.model)]
+        await exchange.answer(200, responses.models_body(permitted))
 
     async def _model(self, exchange: Exchange) -> None:
         name = exchange.path.removeprefix(MODELS + "/")
         route = next((route for route in self._routes.routes if route.model == name), None)
         if route is None:
             raise no_such_model(name)
+        if (visit := CURRENT.get()) is not None:
+            admission.check_model(visit.key, name)
         await exchange.answer(200, responses.model_body(route))
 
     async def _healthz(self, exchange: Exchange) -> None:
@@ -192,12 +286,19 @@ class Gateway:
     async def _metrics_text(self, exchange: Exchange) -> None:
         await exchange.answer(200, self.metrics.text(), kind=metrics.CONTENT_TYPE.encode())
 
-    def _close_record(self, record: RequestRecord) -> None:
+    def _close_record(self, exchange: Exchange) -> None:
         """Health checks and scrapes come every few seconds and tell nothing: they are not written down."""
+        record = exchange.record
         if record.path in OWN_PAGES:
             return
         duration_s = self._monotonic() - record.started
+        if (visit := CURRENT.get()) is not None:
+            self._door.leave(visit)
+            if self._usage is not None and record.answered:
+                self._usage.add(record, duration_s)
         self.journal.request(record, duration_s)
+        if exchange.content is not None and record.model in self._kept:
+            self.journal.content(record, *map(b"".join, exchange.content))
         if is_api(record.path):
             self.metrics.observe(record, duration_s)
 
@@ -208,6 +309,9 @@ def create_app(
     *,
     max_body_bytes: int,
     write: Write,
+    settings: GatewaySettings | None = None,
+    spent: Mapping[str, Spent] | None = None,
+    usage: UsageBook | None = None,
     prompts: Mapping[str, PromptBuilder] | None = None,
     clock: Clock = time.time,
     monotonic: Clock = time.monotonic,
@@ -216,7 +320,8 @@ def create_app(
     """The gateway for `routes`.
 
     `write` takes the log, a JSON line at a time; `prompts` maps models to their text side, which is otherwise
-    read from the routes' folders (UnsupportedModel when that fails).
+    read from the routes' folders (UnsupportedModel when that fails). `spent`: key id → what it has spent
+    before; `usage` takes what each request spends.
     """
     if prompts is None:
         prompts = {route.model: load_prompt_builder(Path(route.folder)) for route in routes.routes}
@@ -226,6 +331,9 @@ def create_app(
         keys,
         served,
         max_body_bytes=max_body_bytes,
+        settings=settings or GatewaySettings(),
+        spent=spent or {},
+        usage=usage,
         write=write,
         clock=clock,
         monotonic=monotonic,
@@ -236,6 +344,19 @@ def create_app(
 def is_api(path: str) -> bool:
     """Whether the path is for clients with a key."""
     return path == "/v1" or path.startswith("/v1/")
+
+
+def _rate_headers(rates: Sequence[Rate]) -> Headers:
+    """As OpenAI's API has them: https://platform.openai.com/docs/guides/rate-limits#rate-limits-in-headers."""
+    return [
+        (b"x-ratelimit-%s-%s" % (name, rate.kind.encode()), value)
+        for rate in rates
+        for name, value in (
+            (b"limit", b"%d" % rate.limit),
+            (b"remaining", b"%d" % rate.left),
+            (b"reset", b"%dms" % (rate.reset_s * 1000)),
+        )
+    ]
 
 
 def _stopping() -> UpstreamUnavailable:

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from sovereign_ai.errors import ApiError, RequestTooLarge, Unauthenticated, UpstreamUnavailable
+from sovereign_ai.errors import (
+    ApiError,
+    RateLimited,
+    RequestTimeout,
+    RequestTooLarge,
+    Unauthenticated,
+    UpstreamUnavailable,
+)
 from sovereign_ai.gateway.journal import RequestRecord
 from sovereign_ai.gateway.wire import responses
 
@@ -20,6 +28,12 @@ JSON = b"application/json"
 CLIENT_GONE = 499
 """Status in log and metrics for a client that left before its answer was complete; nobody ever gets it."""
 
+BODY_TIMEOUT_S = 60.0
+"""How long a client has to send its body: 4 MiB take 34 s over a line of 1 Mbit/s."""
+
+ABORT = "sovereign.abort"
+"""Key of the scope under which our own server says how to break the connection off."""
+
 LINGER_S = 1.0
 """How long a refused upload is still read and thrown away. Closing at once would reset the connection, and a
 client that is still sending would then lose the answer that tells it why."""
@@ -31,7 +45,6 @@ _STREAM_HEADERS: Headers = [
     # nginx in front of us would otherwise collect tokens before it passes them on
     (b"x-accel-buffering", b"no"),
 ]
-_STREAM_START = {"type": "http.response.start", "status": 200, "headers": _STREAM_HEADERS}
 
 
 class ClientGone(Exception):
@@ -45,6 +58,13 @@ class Exchange:
         self._scope, self._receive, self._send = scope, receive, send
         self._started = self._complete = False
         self.record = RequestRecord(method=scope["method"], path=scope["path"], started=started)
+        self.more_headers: Callable[[], Headers] | None = None
+        """Headers that every answer carries, asked for when it begins."""
+        self.sending = False
+        self.stalled_ticks = 0
+        """How often `tick` has found the same write waiting for the client to read."""
+        self.content: tuple[list[bytes], list[bytes]] | None = None
+        """Request and answer, where they are kept."""
 
     @property
     def method(self) -> str:
@@ -62,10 +82,23 @@ class Exchange:
         return None
 
     async def body(self, limit: int) -> bytes:
-        """The whole body. Raises RequestTooLarge once it is known to exceed `limit` bytes, or ClientGone."""
+        """The whole body. Raises RequestTooLarge once it is known to exceed `limit` bytes, RequestTimeout, or
+        ClientGone."""
         length = self.header(b"content-length")
         if length is not None and length.isdigit() and int(length) > limit:
             raise _too_large(limit)
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                body = await self._read_body(limit)
+        except TimeoutError as error:
+            raise RequestTimeout(
+                f"The body did not come within {BODY_TIMEOUT_S:g} s", code="request_timeout"
+            ) from error
+        if self.content is not None:
+            self.content[0].append(body)
+        return body
+
+    async def _read_body(self, limit: int) -> bytes:
         parts, size, more = [], 0, True
         while more:
             message = await self._receive()
@@ -94,12 +127,28 @@ class Exchange:
         """Some of a stream of events; the first call sends the status line."""
         if not self._started:
             self._started, self.record.status = True, 200
-            await self._send(_STREAM_START)
+            headers = _STREAM_HEADERS + self._more_headers()
+            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+        if self.content is not None:
+            self.content[1].append(events)
+        self.sending = True
         await self._send({"type": "http.response.body", "body": events, "more_body": True})
+        self.sending = False
+        self.stalled_ticks = 0
 
     async def end_events(self, events: bytes) -> None:
         """The last of a stream of events."""
         await self._finish(events)
+
+    def tick(self) -> int:
+        """To be called at a steady pace. How many calls the same write of a stream has been waiting for."""
+        self.stalled_ticks += self.sending
+        return self.stalled_ticks
+
+    def abort(self) -> None:
+        """Break the connection off: what is still to be written would wait for the client for ever."""
+        if (abort := self._scope.get(ABORT)) is not None:
+            abort()
 
     async def fail(self, error: ApiError) -> None:
         """Tell the client: by status if nothing was sent yet, else by a last event without `[DONE]`."""
@@ -135,11 +184,16 @@ class Exchange:
     async def _start(self, status: int, body: bytes, kind: bytes, headers: Headers) -> None:
         self._started, self.record.status = True, status
         length = (b"content-length", str(len(body)).encode())
-        every = [(b"content-type", kind), length, *headers]
+        every = [(b"content-type", kind), length, *headers, *self._more_headers()]
         await self._send({"type": "http.response.start", "status": status, "headers": every})
+
+    def _more_headers(self) -> Headers:
+        return self.more_headers() if self.more_headers is not None else []
 
     async def _finish(self, body: bytes) -> None:
         self._complete = True
+        if self.content is not None:
+            self.content[1].append(body)
         await self._send({"type": "http.response.body", "body": body, "more_body": False})
 
 
@@ -148,8 +202,19 @@ def _too_large(limit: int) -> RequestTooLarge:
 
 
 def _error_headers(error: ApiError) -> Headers:
+    if isinstance(error, RateLimited):
+        return _limit_headers(error)
     if isinstance(error, UpstreamUnavailable):
         return [(b"retry-after", b"1")]
     if isinstance(error, Unauthenticated):
         return [(b"www-authenticate", b"Bearer")]
+    if isinstance(error, RequestTimeout):
+        return [(b"connection", b"close")]
     return []
+
+
+def _limit_headers(error: RateLimited) -> Headers:
+    if error.retry_after_s is None:
+        # OpenAI's own clients try again after 429 unless they are told so
+        return [(b"x-should-retry", b"false")]
+    return [(b"retry-after", str(max(1, math.ceil(error.retry_after_s))).encode())]

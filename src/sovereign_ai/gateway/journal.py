@@ -1,4 +1,5 @@
-"""What the gateway writes down: JSON lines. Never a prompt, never an answer, never a key."""
+"""What the gateway writes down: JSON lines. Never a key; a prompt or an answer only of models whose limits
+in factory.yaml say `log_content`."""
 
 from __future__ import annotations
 
@@ -24,10 +25,30 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     status: int = 0
     model: str | None = None
     key: str | None = None
+    endpoint: str | None = None
+    """The one that was asked last."""
     first_token: float | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    queue_s: float = 0.0
+    retries: int = 0
+    continuations: int = 0
+    answered: bool = False
+    """Whether an engine began to answer: from then on it costs tokens."""
     error: str | None = None
+
+    @property
+    def billed_prompt_tokens(self) -> int:
+        return self.prompt_tokens if self.answered else 0
+
+    @property
+    def billed_tokens(self) -> int:
+        """Prompt and answer, as far as it was generated; once, however many engines took part."""
+        return self.billed_prompt_tokens + self.completion_tokens
+
+    @property
+    def ttft_s(self) -> float | None:
+        return None if self.first_token is None else self.first_token - self.started
 
 
 class Journal:
@@ -45,10 +66,25 @@ class Journal:
             status=record.status,
             model=record.model,
             key=record.key,
+            endpoint=record.endpoint,
             duration_s=round(duration_s, 6),
+            queue_s=round(record.queue_s, 6),
+            ttft_s=None if record.ttft_s is None else round(record.ttft_s, 6),
             prompt_tokens=record.prompt_tokens,
             completion_tokens=record.completion_tokens,
+            retries=record.retries,
+            continuations=record.continuations,
             error=record.error,
+        )
+
+    def content(self, record: RequestRecord, request: bytes, answer: bytes) -> None:
+        """Both as they were on the wire."""
+        self.event(
+            "content",
+            model=record.model,
+            key=record.key,
+            request=request.decode(errors="replace"),
+            answer=answer.decode(errors="replace"),
         )
 
     def fault(self, error: BaseException) -> None:

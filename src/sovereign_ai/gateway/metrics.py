@@ -1,4 +1,8 @@
-"""What /metrics tells: every name of the gateway is declared here."""
+"""What /metrics tells: every name of the gateway is declared here.
+
+Where OpenTelemetry's semantic conventions for generative AI have a name, it is that one, as Prometheus writes
+it (https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-metrics/), with the buckets they advise.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +13,23 @@ from sovereign_ai.gateway.journal import RequestRecord
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
-TTFT_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-"""From a cached short prompt on a fast card to a full context on the slowest one."""
-REQUEST_BUCKETS_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+TTFT_BUCKETS_S = (
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 30.0, 60.0,
+)  # fmt: skip
+"""Up to 10 s as advised; a full context on a slow card takes longer."""
+TOKEN_BUCKETS_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
+REQUEST_BUCKETS_S = (
+    0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 163.84, 327.68,
+)  # fmt: skip
+QUEUE_BUCKETS_S = (0.001, 0.01, 0.1, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 UNKNOWN = ""
 """The model label of requests that name no model we serve: clients must not be able to invent labels."""
+MAX_KEY_LABELS = 200
+OTHER = "other"
+"""The key label of all keys after the first 200: each value is a time series for ever."""
+
+_MODEL = "gen_ai_request_model"
 
 
 class Metrics:
@@ -22,7 +37,9 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
+        self._keys: set[str] = set()
         model = ("model",)
+        by_endpoint = ("model", "endpoint")
         self.requests = Counter(
             "sovereign_requests_total",
             "Requests under /v1, by HTTP status",
@@ -30,22 +47,56 @@ class Metrics:
             registry=registry,
         )
         self.ttft = Histogram(
-            "sovereign_ttft_seconds",
+            "gen_ai_server_time_to_first_token_seconds",
             "Arrival to first token",
-            model,
+            (_MODEL, "endpoint"),
             registry=registry,
             buckets=TTFT_BUCKETS_S,
         )
+        self.token_time = Histogram(
+            "gen_ai_server_time_per_output_token_seconds",
+            "Time between the tokens of an answer, on the average of the answer",
+            (_MODEL, "endpoint"),
+            registry=registry,
+            buckets=TOKEN_BUCKETS_S,
+        )
         self.duration = Histogram(
-            "sovereign_request_seconds",
+            "gen_ai_server_request_duration_seconds",
             "Arrival to last byte",
-            model,
+            (_MODEL,),
             registry=registry,
             buckets=REQUEST_BUCKETS_S,
         )
-        self.prompt_tokens = Counter("sovereign_prompt_tokens_total", "Tokens read", model, registry=registry)
+        self.prompt_tokens = Counter(
+            "sovereign_prompt_tokens_total", "Tokens read", by_endpoint, registry=registry
+        )
         self.completion_tokens = Counter(
-            "sovereign_completion_tokens_total", "Tokens generated", model, registry=registry
+            "sovereign_completion_tokens_total", "Tokens generated", by_endpoint, registry=registry
+        )
+        self.key_tokens = Counter(
+            "sovereign_key_tokens_total",
+            "Tokens that a key was billed, by kind: prompt, completion",
+            ("key", "kind"),
+            registry=registry,
+        )
+        self.queue_time = Histogram(
+            "sovereign_queue_seconds",
+            "Waiting for a place in an engine",
+            model,
+            registry=registry,
+            buckets=QUEUE_BUCKETS_S,
+        )
+        self.queue_depth = Gauge("sovereign_queue_depth", "Requests that wait", model, registry=registry)
+        self.rejections = Counter(
+            "sovereign_rejections_total",
+            "Requests that were not let in, by reason",
+            ("model", "reason"),
+            registry=registry,
+        )
+        self.usage_lost = Counter(
+            "sovereign_usage_lost_total",
+            "Requests whose usage could not be written down",
+            registry=registry,
         )
         self.running = Gauge(
             "sovereign_requests_running", "Requests being answered", model, registry=registry
@@ -53,7 +104,7 @@ class Metrics:
         self.upstream_failures = Counter(
             "sovereign_upstream_failures_total",
             "Requests that an endpoint broke or refused",
-            ("model", "endpoint"),
+            by_endpoint,
             registry=registry,
         )
         self.retries = Counter(
@@ -71,7 +122,7 @@ class Metrics:
         self.ejections = Counter(
             "sovereign_ejections_total",
             "Times an endpoint was left alone because it failed again and again",
-            ("model", "endpoint"),
+            by_endpoint,
             registry=registry,
         )
         self.routes_valid = Gauge(
@@ -83,7 +134,7 @@ class Metrics:
         self.endpoint_up = Gauge(
             "sovereign_endpoint_up",
             "1 while the endpoint is healthy",
-            ("model", "endpoint"),
+            by_endpoint,
             registry=registry,
         )
 
@@ -93,14 +144,33 @@ class Metrics:
 
     def observe(self, record: RequestRecord, duration_s: float) -> None:
         """Count a finished request."""
-        model = record.model or UNKNOWN
+        model, endpoint = record.model or UNKNOWN, record.endpoint or UNKNOWN
         self.requests.labels(model, str(record.status)).inc()
         self.duration.labels(model).observe(duration_s)
-        self.prompt_tokens.labels(model).inc(record.prompt_tokens)
-        self.completion_tokens.labels(model).inc(record.completion_tokens)
-        if record.first_token is not None:
-            self.ttft.labels(model).observe(record.first_token - record.started)
+        if not record.answered:
+            return
+        self.queue_time.labels(model).observe(record.queue_s)
+        self.prompt_tokens.labels(model, endpoint).inc(record.prompt_tokens)
+        self.completion_tokens.labels(model, endpoint).inc(record.completion_tokens)
+        self._observe_key(record)
+        if record.ttft_s is not None:
+            self.ttft.labels(model, endpoint).observe(record.ttft_s)
+            if record.completion_tokens > 1:
+                between_s = (duration_s - record.ttft_s) / (record.completion_tokens - 1)
+                self.token_time.labels(model, endpoint).observe(between_s)
+
+    def reject(self, model: str | None, reason: str) -> None:
+        self.rejections.labels(model or UNKNOWN, reason).inc()
 
     def text(self) -> bytes:
         """The Prometheus text format."""
         return generate_latest(self._registry)
+
+    def _observe_key(self, record: RequestRecord) -> None:
+        if record.key is None:
+            return
+        if len(self._keys) < MAX_KEY_LABELS:
+            self._keys.add(record.key)
+        label = record.key if record.key in self._keys else OTHER
+        self.key_tokens.labels(label, "prompt").inc(record.prompt_tokens)
+        self.key_tokens.labels(label, "completion").inc(record.completion_tokens)

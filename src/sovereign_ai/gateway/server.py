@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 import uvicorn
 
+from sovereign_ai.config import GatewaySettings
 from sovereign_ai.errors import NoPermission, PortTaken, SovereignError, UsageError, disk_errors
 from sovereign_ai.gateway.app import Gateway, create_app
 from sovereign_ai.gateway.ledger import Ledger
@@ -26,8 +27,8 @@ KEEP_ALIVE_S = 75
 """Idle time of a client's connection: longer than clients keep theirs, so that none is closed in use."""
 
 BACKLOG = 2048
-RELOAD_TICKS = 10
-"""Tenths of a second between two looks at routes.json."""
+TICKS_A_SECOND = 10
+"""uvicorn's. Once a second we look at routes.json, and after clients that do not read."""
 
 
 class Server(uvicorn.Server):
@@ -65,9 +66,10 @@ class Server(uvicorn.Server):
                 loop.remove_signal_handler(number)
 
     async def on_tick(self, counter: int) -> bool:
-        """uvicorn calls it ten times a second."""
-        if self._reloader and counter % RELOAD_TICKS == 0:
-            self._reloader.look()
+        if counter % TICKS_A_SECOND == 0:
+            self._gateway.tick()
+            if self._reloader:
+                self._reloader.look()
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -114,15 +116,17 @@ class Reloader:
         self._gateway.journal.event("routes_loaded", models=[route.model for route in routes.routes])
 
 
-def serve(*, routes_file: Path, ledger: Path, host: str, port: int, max_body_bytes: int) -> None:
+def serve(*, routes_file: Path, ledger_file: Path, settings: GatewaySettings) -> None:
     """Run the gateway until SIGTERM or SIGINT. In the main thread only, which alone gets signals.
 
-    Raises PortTaken, NoPermission or UsageError when it cannot listen at `host`:`port` or cannot read what it
-    is given, UnsupportedModel when a model's tokenizer or chat template is not usable.
+    Raises PortTaken, NoPermission or UsageError when it cannot listen where `settings` say or cannot read
+    what it is given, UnsupportedModel when a model's tokenizer or chat template is not usable.
     """
     routes = _read_routes(routes_file)
-    with _listen(host, port) as listener, Ledger(ledger) as keys:
-        gateway = create_app(routes, keys, max_body_bytes=max_body_bytes, write=_write_log)
+    with _listen(settings.host, settings.port) as listener, Ledger(ledger_file) as keys:
+        gateway = create_app(
+            routes, keys, max_body_bytes=settings.max_body_bytes, settings=settings, write=_write_log
+        )
         address, bound = listener.getsockname()[:2]
         gateway.journal.event("listening", host=address, port=bound, models=[r.model for r in routes.routes])
         Server(gateway, routes_file).run(sockets=[listener])
