@@ -22,7 +22,7 @@ from sovereign_ai.spec import Inventory
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 GOLDEN = Path(__file__).parent / "golden"
-NAMES = sorted(folder.name for folder in EXAMPLES.iterdir() if folder.is_dir())
+NAMES = sorted(file.parent.name for file in EXAMPLES.glob("*/inventory.json"))
 
 
 def lines(inventory: Inventory, rules: tuple[TierRule, ...]) -> Iterator[str]:
