@@ -20,6 +20,7 @@ from sovereign_ai.cli import logs as log_files
 from sovereign_ai.cli.home import home_paths as _paths
 from sovereign_ai.cli.keys import app as keys
 from sovereign_ai.cli.models import app as models
+from sovereign_ai.cli.usage import app as usage
 from sovereign_ai.config import Factory, decode_gateway, load_factory
 from sovereign_ai.console import Console, human_bytes
 from sovereign_ai.deploy import local
@@ -41,6 +42,7 @@ app.command(models)
 app.command(migrate)
 app.command(engine)
 app.command(plan_app)
+app.command(usage)
 
 FactoryFile = Annotated[Path | None, Parameter(name=["--factory", "-f"], help="Your factory.yaml.")]
 InventoryFile = Annotated[

@@ -7,6 +7,7 @@ import errno
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from sovereign_ai.config import GatewaySettings
 from sovereign_ai.errors import NoPermission, PortTaken, SovereignError, UsageError, disk_errors
 from sovereign_ai.gateway.app import Gateway, create_app
 from sovereign_ai.gateway.ledger import Ledger
+from sovereign_ai.gateway.usage import UsageWriter, spent_this_month
 from sovereign_ai.spec import Routes
 
 STOP_TIMEOUT_S = 2
@@ -124,12 +126,28 @@ def serve(*, routes_file: Path, ledger_file: Path, settings: GatewaySettings) ->
     """
     routes = _read_routes(routes_file)
     with _listen(settings.host, settings.port) as listener, Ledger(ledger_file) as keys:
-        gateway = create_app(
-            routes, keys, max_body_bytes=settings.max_body_bytes, settings=settings, write=_write_log
+        usage = UsageWriter(
+            ledger_file,
+            keep_days=settings.usage_days,
+            lost=lambda count: gateway.metrics.usage_lost.inc(count),
+            failed=lambda reason: gateway.journal.event("usage_unwritten", error=reason),
         )
+        gateway = create_app(
+            routes,
+            keys,
+            max_body_bytes=settings.max_body_bytes,
+            settings=settings,
+            spent=spent_this_month(ledger_file, time.time()),
+            usage=usage,
+            write=_write_log,
+        )
+        usage.start()
         address, bound = listener.getsockname()[:2]
         gateway.journal.event("listening", host=address, port=bound, models=[r.model for r in routes.routes])
-        Server(gateway, routes_file).run(sockets=[listener])
+        try:
+            Server(gateway, routes_file).run(sockets=[listener])
+        finally:
+            usage.close()
         gateway.journal.event("stopped")
 
 
