@@ -77,7 +77,7 @@ def test_a_plan_in_tables_with_its_notes_beside_it(here: Here) -> None:
     titles = [line for line in done.out.splitlines() if line in ("Tiers", "Plan", "Engines", "Memory")]
     assert titles == ["Tiers", "Plan", "Engines", "Memory"]
     assert [line.partition(":")[0] for line in done.err.splitlines()] == [
-        "mistral-nemo", "coder", "bge-m3", "to make",
+        "mistral-nemo", "coder", "bge-m3", "to make", "to make",
     ]  # fmt: skip
     assert not here.home.exists()
 

@@ -273,6 +273,7 @@ def test_damaged_archives_crash_nothing(tar: Path, other: Store, console: Consol
     assert not [path for path in visible(other) if path.startswith(".")]
 
 
+@pytest.mark.engine
 def test_damaged_manifests_and_headers_crash_nothing(tar: Path, tmp_path: Path) -> None:
     """The reader alone, 3,000 times: it ends in a BadModelFile or in exactly the files that were promised."""
     data, dice = tar.read_bytes(), random.Random(6)

@@ -31,6 +31,8 @@ from sovereign_ai.store.weights import read_header
 from tests.store.families import ARCHITECTURES, CONFIGS, metadata, tokenizer, write_family
 from tests.store.tiny import write_gguf
 
+pytestmark = pytest.mark.engine
+
 BYTES, VALUES, SHAPES, HEADERS, WHOLE = 3000, 2500, 1000, 3400, 100
 assert BYTES + VALUES + SHAPES + HEADERS + WHOLE == 10_000
 STRANGE: list[Any] = [
