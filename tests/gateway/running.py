@@ -22,6 +22,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from sovereign_ai.config import GatewaySettings
 from sovereign_ai.gateway.admission import KeyRecord, digest
 from sovereign_ai.gateway.app import Gateway, KeyTable, UsageBook, create_app
+from sovereign_ai.gateway.protocol import Protocol
 from sovereign_ai.gateway.templates import PromptBuilder
 from sovereign_ai.spec import Endpoint, Route, Routes
 from tests.gateway.fake_triton import FakeTriton
@@ -174,7 +175,7 @@ async def running(
 @asynccontextmanager
 async def _serving(gateway: Gateway) -> AsyncIterator[tuple[uvicorn.Server, int]]:
     config = uvicorn.Config(
-        gateway, http="httptools", lifespan="on", log_config=None, timeout_graceful_shutdown=1
+        gateway, http=Protocol, lifespan="on", log_config=None, timeout_graceful_shutdown=1
     )
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:

@@ -33,10 +33,11 @@ from sovereign_ai.gateway.proxy import Proxy, Served, no_such_model
 from sovereign_ai.gateway.templates import PromptBuilder, load_prompt_builder
 from sovereign_ai.gateway.usher import AdmittingClient, CountedPool, PermittedModels
 from sovereign_ai.gateway.visit import CURRENT, Visit
-from sovereign_ai.gateway.wire import responses
+from sovereign_ai.gateway.wire import openapi, responses
 from sovereign_ai.spec import Routes
 
 MODELS = "/v1/models"
+OPENAPI = "/openapi.json"
 HEALTHZ, READYZ, METRICS = OWN_PAGES = ("/healthz", "/readyz", "/metrics")
 
 STALLED_TICKS = 60
@@ -95,6 +96,7 @@ class Gateway:
             HEALTHZ: self._healthz,
             READYZ: self._readyz,
             METRICS: self._metrics_text,
+            OPENAPI: self._openapi,
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -282,6 +284,9 @@ class Gateway:
         unready = self.pool.unready()
         body = {"status": "not ready", "models": unready} if unready else {"status": "ready"}
         await exchange.answer(503 if unready else 200, responses.plain_body(body))
+
+    async def _openapi(self, exchange: Exchange) -> None:
+        await exchange.answer(200, openapi.document())
 
     async def _metrics_text(self, exchange: Exchange) -> None:
         await exchange.answer(200, self.metrics.text(), kind=metrics.CONTENT_TYPE.encode())

@@ -19,6 +19,8 @@ from sovereign_ai.config import GatewaySettings
 from sovereign_ai.errors import NoPermission, PortTaken, SovereignError, UsageError, disk_errors
 from sovereign_ai.gateway.app import Gateway, create_app
 from sovereign_ai.gateway.ledger import Ledger
+from sovereign_ai.gateway.protocol import Protocol
+from sovereign_ai.gateway.tls import Certificate
 from sovereign_ai.gateway.usage import UsageWriter, spent_this_month
 from sovereign_ai.spec import Routes
 
@@ -30,20 +32,22 @@ KEEP_ALIVE_S = 75
 
 BACKLOG = 2048
 TICKS_A_SECOND = 10
-"""uvicorn's. Once a second we look at routes.json, and after clients that do not read."""
+"""uvicorn's. Once a second we look at routes.json, the certificate, and after clients that do not read."""
 
 
 class Server(uvicorn.Server):
     """Stops the gateway's requests before it waits for them, and returns instead of dying of its signal."""
 
-    def __init__(self, gateway: Gateway, routes_file: Path | None = None) -> None:
-        self._gateway = gateway
+    def __init__(
+        self, gateway: Gateway, routes_file: Path | None = None, certificate: Certificate | None = None
+    ) -> None:
+        self._gateway, self._certificate = gateway, certificate
         self._reloader = Reloader(gateway, routes_file) if routes_file else None
         super().__init__(
             uvicorn.Config(
                 gateway,
                 loop="uvloop",
-                http="httptools",
+                http=Protocol,
                 ws="none",
                 lifespan="on",
                 log_config=None,
@@ -52,6 +56,7 @@ class Server(uvicorn.Server):
                 backlog=BACKLOG,
                 timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=STOP_TIMEOUT_S,
+                ssl_context_factory=certificate.for_uvicorn if certificate else None,
             )
         )
 
@@ -72,6 +77,8 @@ class Server(uvicorn.Server):
             self._gateway.tick()
             if self._reloader:
                 self._reloader.look()
+            if self._certificate:
+                self._certificate.look()
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -141,11 +148,12 @@ def serve(*, routes_file: Path, ledger_file: Path, settings: GatewaySettings) ->
             usage=usage,
             write=_write_log,
         )
+        certificate = Certificate(settings.tls, gateway.journal.event) if settings.tls else None
         usage.start()
         address, bound = listener.getsockname()[:2]
         gateway.journal.event("listening", host=address, port=bound, models=[r.model for r in routes.routes])
         try:
-            Server(gateway, routes_file).run(sockets=[listener])
+            Server(gateway, routes_file, certificate).run(sockets=[listener])
         finally:
             usage.close()
         gateway.journal.event("stopped")

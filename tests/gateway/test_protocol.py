@@ -1,0 +1,176 @@
+"""Clients that mean no good, or have a bad line, on real sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import resource
+import socket
+from contextlib import ExitStack, suppress
+
+import pytest
+
+from sovereign_ai.gateway import app, exchange, protocol
+from tests.gateway.fake_triton import FakeTriton
+from tests.gateway.running import KEY, Running, chat_body, in_loop, running, until
+
+HEAD = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
+
+
+async def answer(reader: asyncio.StreamReader) -> bytes:
+    """Everything until the gateway closes."""
+    async with asyncio.timeout(10):
+        try:
+            return await reader.read()
+        except ConnectionResetError:
+            return b""
+
+
+@pytest.mark.parametrize("start", [b"", b"GET /heal", HEAD.encode()])
+@in_loop
+async def test_a_head_that_does_not_end_is_not_waited_for(
+    start: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "HEAD_TIMEOUT_S", 0.1)
+    async with running(FakeTriton()) as gateway:
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        writer.write(start)
+        assert await answer(reader) == b""
+        writer.close()
+        assert (await gateway.chat())[0] == 200
+
+
+@in_loop
+async def test_nor_is_that_of_a_second_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(FakeTriton()) as gateway:
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        await reader.readuntil(b"\r\n\r\n")
+        monkeypatch.setattr(protocol, "HEAD_TIMEOUT_S", 0.1)
+        writer.write(b"GET /healthz HTT")
+        assert b"HTTP/1.1" not in await answer(reader)
+        writer.close()
+
+
+@in_loop
+async def test_a_head_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with running(FakeTriton()) as gateway:
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        writer.write(HEAD.encode())
+        for number in range(100):
+            writer.write(f"X-{number}: {'x' * 1000}\r\n".encode())
+        assert (await answer(reader)).startswith(b"HTTP/1.1 400 ")
+        writer.close()
+
+
+@in_loop
+async def test_a_body_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "BODY_TIMEOUT_S", 0.1)
+    async with running(FakeTriton()) as gateway:
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        writer.write(f"{HEAD}Content-Length: 100\r\n\r\n{{".encode())
+        told = await answer(reader)
+        assert told.startswith(b"HTTP/1.1 408 ")
+        assert json.loads(told.rpartition(b"\r\n\r\n")[2])["error"]["code"] == "request_timeout"
+        writer.close()
+
+
+@in_loop
+async def test_a_hundred_megabytes_are_refused_after_a_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "LINGER_BYTES", 1024 * 1024)
+    async with running(FakeTriton()) as gateway:
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        writer.write(f"{HEAD}Transfer-Encoding: chunked\r\n\r\n".encode())
+        sent, piece = 0, b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
+        try:
+            while sent < 100 * 1024 * 1024:
+                writer.write(piece)
+                await writer.drain()
+                sent += len(piece)
+        except ConnectionError:
+            pass
+        assert sent < 20 * 1024 * 1024, "what the buffers of both sockets hold, and what was thrown away"
+        await until(lambda: gateway.log())
+        assert gateway.log()[0]["status"] == 413
+        writer.close()
+        del reader
+
+
+async def not_reading(gateway: Running) -> socket.socket:
+    """A client that asked for a stream and reads nothing of it."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", gateway.port))
+    body = json.dumps(chat_body(stream=True, max_tokens=29)).encode()
+    head = f"{HEAD}Content-Length: {len(body)}\r\n\r\n".encode()
+    await asyncio.get_running_loop().sock_sendall(client, head + body)
+    return client
+
+
+@in_loop
+async def test_a_client_that_never_reads_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "STALLED_TICKS", 3)
+    fake = FakeTriton()
+    fake.tokens = ["x" * 1_000_000] * 29
+    async with running(fake) as gateway:
+        client = await not_reading(gateway)
+        (exchanged,) = await _flights(gateway)
+        await until(lambda: exchanged.sending)
+        await asyncio.sleep(0.1)
+        assert fake.written < 29, "what nobody reads is not generated, and not kept"
+        while gateway.gateway._flights:
+            gateway.gateway.tick()
+            await asyncio.sleep(0.01)
+        assert gateway.log()[0]["status"] == 499
+        await until(lambda: fake.left == 1)
+        client.settimeout(10)
+        await asyncio.to_thread(_read_to_the_end, client)
+        client.close()
+
+
+def _read_to_the_end(client: socket.socket) -> None:
+    """What was on the way, and then that the connection was broken off."""
+    with suppress(ConnectionResetError):
+        while client.recv(1 << 20):
+            pass
+
+
+async def _flights(gateway: Running) -> list[exchange.Exchange]:
+    await until(lambda: gateway.gateway._flights)
+    return list(gateway.gateway._flights.values())
+
+
+@in_loop
+async def test_a_client_that_reads_slowly_is_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "STALLED_TICKS", 3)
+    fake = FakeTriton()
+    async with running(fake) as gateway:
+        for _ in range(10):
+            gateway.gateway.tick()
+        assert (await gateway.stream())[-1] == "[DONE]"
+
+
+@in_loop
+async def test_idle_connections_take_nothing_from_others() -> None:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # both ends of every connection are in this process
+    count = min(2000, (soft - 200) // 2)
+    async with running(FakeTriton()) as gateway:
+        with ExitStack() as stack:
+            for _ in range(count):
+                client = stack.enter_context(socket.socket())
+                client.setblocking(False)
+                await asyncio.get_running_loop().sock_connect(client, ("127.0.0.1", gateway.port))
+            await until(lambda: len(gateway.server.server_state.connections) >= count)
+            assert (await gateway.chat())[0] == 200
+
+
+@in_loop
+async def test_the_api_is_described_without_a_key() -> None:
+    async with (
+        running(FakeTriton()) as gateway,
+        gateway.session.get(f"{gateway.url}/openapi.json", headers={"Authorization": ""}) as found,
+    ):
+        assert found.status == 200
+        assert "/v1/chat/completions" in (await found.json())["paths"]
