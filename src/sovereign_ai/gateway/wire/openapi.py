@@ -118,7 +118,7 @@ def as_tree() -> dict[str, Any]:
 def _post(post: Post, refs: dict[Any, Any]) -> dict[str, Any]:
     content: dict[str, Any] = {"application/json": {"schema": refs[post.answer]}}
     if post.streams:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {}
     return {
         "summary": post.summary,
         "operationId": _operation("post", post.path),
@@ -132,7 +132,7 @@ def _post(post: Post, refs: dict[Any, Any]) -> dict[str, Any]:
 
 def _get(path: str, summary: str, ref: dict[str, Any], refs: dict[Any, Any]) -> dict[str, Any]:
     content = {"application/json": {"schema": ref}}
-    operation = {
+    operation: dict[str, Any] = {
         "summary": summary,
         "operationId": _operation("get", path),
         "responses": {"200": {"description": "The answer", "content": content}, **_errors(refs, path)},
