@@ -166,10 +166,10 @@ def test_a_body_over_the_limit(stack: Stack) -> None:
 
 
 def test_a_parameter_that_is_not_carried_through(stack: Stack) -> None:
-    request = {"model": MODEL, "messages": QUESTION, "logit_bias": {"50": 5}}
+    request = {"model": MODEL, "messages": QUESTION, "reasoning_effort": "low"}
     status, body = post(stack, "/v1/chat/completions", json.dumps(request).encode())
     assert status == 400
-    assert body["error"]["param"] == "logit_bias"  # type: ignore[index]
+    assert body["error"]["param"] == "reasoning_effort"  # type: ignore[index]
 
 
 def test_health_and_metrics(stack: Stack) -> None:
