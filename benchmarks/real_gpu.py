@@ -243,6 +243,14 @@ def survey(out: Path, dry: bool) -> tuple[Inventory, list[list[str]]]:
     inventory = msgspec.json.decode(text, type=Inventory)
     print(call("inventory"))
     print(call("tiers"))
+    # Exit code 1 is an answer too: it says what of this machine is at fault.
+    for words in (["doctor"], ["doctor", "--json"]):
+        done = subprocess.run(
+            [*command, *words], env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode in (0, 1), done.stderr
+        print(done.stdout)
+    (out / "doctor.json").write_text(done.stdout)
     masked = re.sub(
         r"GPU-[0-9a-f-]{36}",
         lambda match: "GPU-" + hashlib.sha256(match[0].encode()).hexdigest()[:8],
@@ -498,10 +506,14 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--dry-run", action="store_true")
+    parser.add_argument("--survey", action="store_true", help="inventory, tiers and doctor only")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     bench = Bench(options.dry_run)
     _, facts = survey(options.out, options.dry_run)
+    if options.survey:
+        print(table("Facts", ("", "driver or measured", "catalog"), facts))
+        return
     gpu = "RTX 3090" if options.dry_run else torch.cuda.get_device_name()
     weights: list[dict[str, str]] = [] if options.dry_run else overheads()
     points: list[dict[str, str]] = []

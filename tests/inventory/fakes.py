@@ -125,6 +125,22 @@ class FakeNvml:
     def nvmlDeviceGetPciInfo(self, card: int) -> Any:  # noqa: N802
         return SimpleNamespace(busId=self._answer("pci", card, f"00000000:{card + 10:02X}:00.0"))
 
+    def nvmlDeviceGetPersistenceMode(self, card: int) -> Any:  # noqa: N802
+        return self._answer("persistence", card)
+
+    def nvmlDeviceGetComputeMode(self, card: int) -> Any:  # noqa: N802
+        return self._answer("compute mode", card)
+
+    def nvmlDeviceGetCurrentClocksThrottleReasons(self, card: int) -> Any:  # noqa: N802
+        return self._answer("clock reasons", card)
+
+    def nvmlDeviceGetTemperature(self, card: int, sensor: int) -> Any:  # noqa: N802
+        assert sensor == 0
+        return self._answer("temperature", card)
+
+    def nvmlDeviceGetPcieReplayCounter(self, card: int) -> Any:  # noqa: N802
+        return self._answer("replays", card)
+
     def nvmlDeviceGetMemoryBusWidth(self, card: int) -> Any:  # noqa: N802
         return self._answer("bus width", card)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sovereign_ai.errors import InventoryError
-from sovereign_ai.inventory.nvml import read_gpus
+from sovereign_ai.inventory.nvml import CardState, read_gpus, read_states
 from sovereign_ai.spec import Device, Link, Pcie
 from tests.inventory.fakes import FUNCTION_NOT_FOUND, GIB, H100, MIB, FakeNvml, FakeNvmlError
 
@@ -204,3 +204,18 @@ def test_the_library_of_this_machine_answers_or_is_absent() -> None:
     """Through the real pynvml: where there is no driver, that is not an error."""
     gpus = read_gpus()
     assert (gpus.driver_version is None) <= (gpus.devices == ())
+
+
+def test_the_state_of_cards_is_what_they_tell() -> None:
+    nvml = FakeNvml(
+        NAMES,
+        faults={("uuid", 1): 15},
+        answers={"persistence": 1, "compute mode": 0, "clock reasons": 4, "temperature": 61, "replays": 2},
+    )
+    assert read_states(nvml) == (
+        CardState(
+            id="GPU-00000000", persistence=True, compute_mode=0, clock_reasons=4, temperature_c=61, replays=2
+        ),
+    )
+    assert read_states(FakeNvml(NAMES[:1])) == (CardState(id="GPU-00000000"),)
+    assert read_states(FakeNvml(NAMES, faults={"init": 12})) == ()

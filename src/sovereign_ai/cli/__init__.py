@@ -100,6 +100,19 @@ def inventory(*, file: InventoryFile = None, save: Path | None = None, json: AsJ
 
 
 @app.command
+def doctor(*, factory: FactoryFile = None, json: AsJson = False) -> None:
+    """Look for what stands in the way of serving on this machine: driver, cards, links, disks, limits.
+
+    Nothing is changed. Exits with 1 where something is at fault.
+    """
+    from sovereign_ai.cli import doctoring
+
+    settings = load_factory(factory) if factory else Factory()
+    if not doctoring.doctor(Console(json=json), settings, _paths(settings)):
+        sys.exit(1)
+
+
+@app.command
 def tiers(*, factory: FactoryFile = None, file: InventoryFile = None, json: AsJson = False) -> None:
     """Show the tiers that the devices form, and why each device is where it is."""
     from sovereign_ai.cli import survey

@@ -15,7 +15,7 @@ import msgspec
 import pynvml
 
 from sovereign_ai.errors import InventoryError
-from sovereign_ai.spec import Device, Link, LinkKind, Pcie
+from sovereign_ai.spec import Device, Link, LinkKind, Noun, Pcie
 
 NO_PERMISSION = 4
 DRIVER_NOT_LOADED = 9
@@ -36,6 +36,7 @@ TRANSFERS_PER_CLOCK = 2
 """Of the memory clock that NVML gives, for every kind of memory: RTX 3080 (GDDR6X) 320 bit, 9501 MHz → 760
 GB/s; H100 SXM (HBM3) 5120 bit, 2619 MHz → 3.35 TB/s."""
 ENABLED = 1
+TEMPERATURE_GPU = 0
 ECC_UNCORRECTED, ECC_SINCE_LOADED = 1, 0
 P2P_READ, P2P_WRITE, P2P_NVLINK, P2P_OK = 0, 1, 2, 0
 """nvmlGpuP2PCapsIndex_t and nvmlGpuP2PStatus_t. Our own numbers: pynvml's NVML_P2P_CAPS_INDEX_READ is a tuple
@@ -82,7 +83,25 @@ class Nvml(Protocol):
     def nvmlDeviceGetTotalEccErrors(self, card: Any, kind: int, counter: int, /) -> int: ...  # noqa: N802
     def nvmlDeviceGetNvLinkState(self, card: Any, link: int, /) -> int: ...  # noqa: N802
     def nvmlDeviceGetNvLinkRemotePciInfo(self, card: Any, link: int, /) -> Any: ...  # noqa: N802
+    def nvmlDeviceGetPersistenceMode(self, card: Any, /) -> int: ...  # noqa: N802
+    def nvmlDeviceGetComputeMode(self, card: Any, /) -> int: ...  # noqa: N802
+    def nvmlDeviceGetCurrentClocksThrottleReasons(self, card: Any, /) -> int: ...  # noqa: N802
+    def nvmlDeviceGetTemperature(self, card: Any, sensor: int, /) -> int: ...  # noqa: N802
+    def nvmlDeviceGetPcieReplayCounter(self, card: Any, /) -> int: ...  # noqa: N802
     def nvmlDeviceGetP2PStatus(self, a: Any, b: Any, what: int, /) -> int: ...  # noqa: N802
+
+
+class CardState(Noun, frozen=True, kw_only=True):
+    """How a card is now: nothing that plans depend on, and all of it may be None where the driver does not
+    tell. `clock_reasons` are nvmlClocksEventReason bits, `replays` packets sent again over PCIe since the
+    driver loaded; `compute_mode` 0 is the default."""
+
+    id: str
+    persistence: bool | None = None
+    compute_mode: int | None = None
+    clock_reasons: int | None = None
+    temperature_c: int | None = None
+    replays: int | None = None
 
 
 class Gpus(NamedTuple):
@@ -113,6 +132,42 @@ def read_gpus(nvml: Nvml | None = None) -> Gpus:
         return Gpus(devices, _driver_version(nvml), tuple(_links(nvml, cards)))
     finally:
         nvml.nvmlShutdown()
+
+
+def read_states(nvml: Nvml | None = None) -> tuple[CardState, ...]:
+    """The state of every card that answers. No driver: none."""
+    nvml = nvml or cast("Nvml", pynvml)
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError:
+        return ()
+    try:
+        return tuple(found for index in range(_count(nvml)) if (found := _state(nvml, index)))
+    finally:
+        nvml.nvmlShutdown()
+
+
+def _state(nvml: Nvml, index: int) -> CardState | None:
+    def ask(call: Callable[..., int], *arguments: int) -> int | None:
+        try:
+            return int(call(handle, *arguments))
+        except nvml.NVMLError:
+            return None
+
+    try:
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        uuid = str(nvml.nvmlDeviceGetUUID(handle))
+    except nvml.NVMLError:
+        return None
+    persistence = ask(nvml.nvmlDeviceGetPersistenceMode)
+    return CardState(
+        id=uuid,
+        persistence=None if persistence is None else persistence == ENABLED,
+        compute_mode=ask(nvml.nvmlDeviceGetComputeMode),
+        clock_reasons=ask(nvml.nvmlDeviceGetCurrentClocksThrottleReasons),
+        temperature_c=ask(nvml.nvmlDeviceGetTemperature, TEMPERATURE_GPU),
+        replays=ask(nvml.nvmlDeviceGetPcieReplayCounter),
+    )
 
 
 def _count(nvml: Nvml) -> int:
