@@ -171,6 +171,22 @@ async def test_choices_of_tools(choice: Any, structured: str | None) -> None:
 
 
 @in_loop
+async def test_what_a_turn_may_hold() -> None:
+    fake = FakeTriton()
+    async with running(fake, prompts=knows_tools()) as gateway:
+        result = {"type": "tool_result", "tool_use_id": "t"}
+        messages = [
+            {"role": "user", "content": []},
+            {"role": "assistant", "content": [{"type": "text", "text": "a"}]},
+            {"role": "user", "content": [result]},
+        ]
+        body = {"model": "smol", "max_tokens": 9, "messages": messages}
+        status, _ = await gateway.post("/v1/messages", body)
+        assert status == 200
+        assert fake.bodies[0]["text_input"] == "user: assistant:a tool: assistant:"
+
+
+@in_loop
 async def test_counting() -> None:
     async with client_of(FakeTriton()) as client:
         counted = await client.messages.count_tokens(model="smol", messages=HELLO, system="be brief")

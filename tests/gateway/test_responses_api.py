@@ -136,6 +136,39 @@ async def test_a_structured_answer() -> None:
         assert json.loads(sampling(fake)["structured_outputs"]) == {"json": {"type": "object"}}
 
 
+@in_loop
+async def test_calls_beside_each_other_are_one_message() -> None:
+    fake = FakeTriton()
+    async with client_of(fake, knows_tools()) as client:
+        items: Any = [
+            {"role": "user", "content": "hello"},
+            {"role": "assistant", "content": [{"type": "output_text", "text": "Well."}]},
+            *(
+                {"type": "function_call", "call_id": f"c{n}", "name": "look", "arguments": f'{{"a": {n}}}'}
+                for n in (1, 2)
+            ),
+        ]
+        outputs: Any = [{"type": "function_call_output", "call_id": f"c{n}", "output": "o"} for n in (1, 2)]
+        await client.responses.create(model="smol", input=[*items, *outputs])
+        prompt = fake.bodies[0]["text_input"]
+        assert prompt == "user:hello assistant:Well.call:look1call:look2 tool:o tool:o assistant:"
+
+
+@in_loop
+async def test_an_answer_repeats_how_it_was_asked_for() -> None:
+    fake = fake_that_says("{}")
+    async with running(fake, prompts=knows_tools()) as gateway:
+        choice = {"type": "function", "name": "look"}
+        body = {"model": "smol", "input": "x", "tools": [LOOK], "tool_choice": choice, "temperature": 0.5}
+        _, answer = await gateway.post(PATH, body)
+        assert (answer["tool_choice"], answer["temperature"], answer["top_p"]) == (choice, 0.5, 1.0)
+        assert answer["tools"][0]["name"] == "look"
+        wanted = {"format": {"type": "json_schema", "name": "x", "schema": {}}}
+        _, answer = await gateway.post(PATH, {"model": "smol", "input": "x", "text": wanted})
+        assert answer["text"]["format"]["name"] == "x"
+        assert answer["text"]["format"]["type"] == "json_schema"
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [

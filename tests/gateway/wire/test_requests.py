@@ -251,12 +251,16 @@ def test_messages_for_the_template() -> None:
             {"role": "developer", "content": "be brief"},
             {"role": "user", "content": parts, "name": "ann"},
             {"role": "assistant", "content": "", "refusal": None, "tool_calls": None, "annotations": []},
+            {"role": "assistant", "content": "x", "name": "bob"},
+            {"role": "tool", "content": "y", "tool_call_id": "c", "name": "look"},
         ]
     )
     assert for_template(request.messages) == [
         {"role": "system", "content": "be brief"},
         {"role": "user", "content": "one\ntwo", "name": "ann"},
         {"role": "assistant", "content": ""},
+        {"role": "assistant", "content": "x", "name": "bob"},
+        {"role": "tool", "content": "y", "tool_call_id": "c", "name": "look"},
     ]
 
 

@@ -52,5 +52,13 @@ def test_errors_have_openais_shape() -> None:
     assert event(responses.error_event(UpstreamFailed("gone")))["error"]["type"] == "server_error"
 
 
+def test_errors_have_anthropics_shape_for_its_clients() -> None:
+    body = json.loads(responses.error_body(InvalidRequest("no", param="n"), "/v1/messages/count_tokens"))
+    assert body == {"type": "error", "error": {"type": "invalid_request_error", "message": "no"}}
+    name, _, data = responses.error_event(UpstreamFailed("gone"), "/v1/messages").partition(b"\n")
+    assert name == b"event: error"
+    assert event(data)["error"] == {"type": "api_error", "message": "gone"}
+
+
 def test_plain_body() -> None:
     assert responses.plain_body({"status": "ok"}) == b'{"status":"ok"}'

@@ -64,6 +64,23 @@ def test_error_messages() -> None:
     assert triton.error_message(b"<html>\xff") == "<html>\ufffd"
 
 
+def test_a_refusal_is_named_after_what_was_asked_for() -> None:
+    fields = {"structured_outputs": "text.format", "logit_bias": "logit_bias"}
+
+    def named(message: str, fields: dict[str, str] = fields) -> str | None:
+        return triton.named_refusal(InvalidRequest(message), fields).param
+
+    assert named("Unexpected keyword argument 'logit_bias'") == "logit_bias"
+    assert named("'NoneType' object has no attribute 'lora_name'") == "text.format"
+    assert named("token 5 in logit_bias is out of vocabulary") == "logit_bias"
+    assert named("Grammar error: no") == "text.format"
+    assert named("Grammar error: no", {"logit_bias": "logit_bias"}) is None
+    assert named("something else") is None
+    assert named("something else", {}) is None
+    known = InvalidRequest("x", param="y")
+    assert triton.named_refusal(known, fields) is known
+
+
 def test_refusals() -> None:
     assert isinstance(triton.refusal(400, "top_p must be in (0, 1]"), InvalidRequest)
     assert isinstance(triton.refusal(400, "Request for unknown model: 'x' is not found"), UpstreamFailed)

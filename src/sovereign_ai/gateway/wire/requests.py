@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta
@@ -103,9 +104,9 @@ class Generation(Body, frozen=True, kw_only=True):
         return self.max_tokens
 
     @property
+    @abstractmethod
     def top(self) -> int | None:
         """Alternatives per token whose log-probabilities are asked for; None: no log-probabilities."""
-        return None
 
     def sampling(self, max_tokens: int, choice: int = 0) -> dict[str, Any]:
         """vLLM's sampling parameters. What the client left out stays out: vLLM's defaults are OpenAI's.

@@ -14,6 +14,7 @@ none (broken, or of a function that nobody declared) is text.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Literal, Protocol
 
@@ -98,7 +99,7 @@ class Whole:
         return self.feed("")
 
 
-class _Machine:
+class _Machine(ABC):
     """What the readers share: the pieces so far, held back spaces, and the call under way.
 
     Spaces around calls are layout, and at the end of an answer with calls too: they are held back until some
@@ -130,17 +131,17 @@ class _Machine:
         pieces, self._pieces = _joined(self._pieces), []
         return pieces
 
+    @abstractmethod
     def _begin(self, char: str) -> None:
         """The first state."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _after_call(self) -> None:
         """Set the state after a complete call."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _no_call(self) -> None:
         """Set the state after what turned out to be no call."""
-        raise NotImplementedError
 
     def _say(self, text: str) -> None:
         for char in text:
@@ -187,6 +188,7 @@ class _Machine:
 
     def _skip(self, char: str) -> None:
         """The rest of the answer counts for nothing."""
+        self._held = ""
 
     def _plain(self, char: str) -> None:
         """The rest of the answer is text."""
