@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -15,7 +15,7 @@ from sovereign_ai.config import MODEL_NAME, ModelEntry, check_source
 from sovereign_ai.console import Console
 from sovereign_ai.errors import UnsupportedModel, UsageError, disk_errors
 from sovereign_ai.spec import Model
-from sovereign_ai.store import files, hub, ollama, pypi
+from sovereign_ai.store import files, ollama, pypi
 from sovereign_ai.store.digest import list_digest, sha256_files
 from sovereign_ai.store.inspect import inspect
 from sovereign_ai.store.layout import Store, regular_files
@@ -27,15 +27,31 @@ if TYPE_CHECKING:
     from sovereign_ai.store.convert import Dtype
 
 _Source = Callable[[Store, ModelEntry, Path, Console], AbstractContextManager[Material]]
+
+
+@contextmanager
+def _from_hub(store: Store, entry: ModelEntry, staging: Path, console: Console) -> Iterator[Material]:
+    from sovereign_ai.store import hub  # 0.2 s, and only hub sources need it
+
+    with hub.material(store, entry, staging, console) as material:
+        yield material
+
+
+def _commit_of(source: str) -> str:
+    from sovereign_ai.store import hub
+
+    return hub.commit_of(source)
+
+
 _SOURCES: dict[str, _Source] = {
     "pypi": pypi.material,
     "file": files.material,
-    "hf": hub.material,
+    "hf": _from_hub,
     "ollama": ollama.material,
 }
 _STAMPS: dict[str, Callable[[str], str | None]] = {"file": files.stamp, "ollama": ollama.stamp}
 """Sources on this machine, and what tells whether they have changed."""
-_ASKS: dict[str, Callable[[str], object]] = {"hf": hub.commit_of, "ollama": ollama.digest_of}
+_ASKS: dict[str, Callable[[str], object]] = {"hf": _commit_of, "ollama": ollama.digest_of}
 _TOOLS = ("sovereign-ai", "gguf", "safetensors", "tokenizers", "numpy")
 
 
@@ -79,7 +95,7 @@ def _stored(store: Store, entry: ModelEntry, options: Options) -> Manifest | Non
     if manifest is None:
         return None
     if options.latest and kind(entry.source) == "hf":
-        commit = hub.commit_of(entry.source)
+        commit = _commit_of(entry.source)
         return next((one for one in store.versions(entry.name) if one.origin.revision == commit), None)
     if stamp := _STAMPS.get(kind(entry.source)):
         with disk_errors("looking at the source", store.models):
