@@ -10,6 +10,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -216,10 +217,8 @@ class Gateway:
         deadline = exchange.record.started + self._patience_s(exchange)
         visit = Visit(exchange.record, key, deadline)
         CURRENT.set(visit)
-        exchange.more_headers = lambda: [
-            *self._cors_headers(exchange),
-            *_rate_headers(self._door.rates(visit)),
-        ]
+        # not of the exchange itself: a circle would leave every request to the garbage collector
+        exchange.more_headers = partial(self._more_headers, exchange.header(b"origin"), visit)
 
     def _patience_s(self, exchange: Exchange) -> float:
         """How long the client waits for a place at most. Raises InvalidRequest."""
@@ -235,7 +234,7 @@ class Gateway:
         return min(seconds, self._settings.queue_timeout_s)
 
     def _is_preflight(self, exchange: Exchange) -> bool:
-        exchange.more_headers = lambda: self._cors_headers(exchange)
+        exchange.more_headers = partial(self._more_headers, exchange.header(b"origin"), None)
         asked = exchange.header(b"access-control-request-method")
         return exchange.method == "OPTIONS" and asked is not None
 
@@ -245,10 +244,9 @@ class Gateway:
         headers = cors.preflight_headers(self._settings.cors, exchange.header(b"origin"), wanted)
         await exchange.answer(200 if headers else 403, b"", headers=headers)
 
-    def _cors_headers(self, exchange: Exchange) -> Headers:
-        if not self._settings.cors:
-            return []
-        return cors.answer_headers(self._settings.cors, exchange.header(b"origin"))
+    def _more_headers(self, origin: str | None, visit: Visit | None) -> Headers:
+        rates = [] if visit is None else _rate_headers(self._door.rates(visit))
+        return [*cors.answer_headers(self._settings.cors, origin), *rates] if self._settings.cors else rates
 
     def _get_for(self, path: str) -> Answer | None:
         return self._model if path.startswith(MODELS + "/") else self._gets.get(path)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import date, timedelta
 from functools import lru_cache
 
@@ -157,18 +157,12 @@ class Meter:
                 reason="tokens_per_minute",
                 retry_after_s=wait_s,
             )
-        day, month = day_of(wall), month_of(wall)
-        _check_budget(
-            limits.tokens_per_day, self.days.spent(day), tokens, "day", whose, lambda: until_tomorrow_s(wall)
-        )
-        _check_budget(
-            limits.tokens_per_month,
-            self.months.spent(month),
-            tokens,
-            "month",
-            whose,
-            lambda: until_next_month_s(wall),
-        )
+        if limits.tokens_per_day is not None:
+            spent, left_s = self.days.spent(day_of(wall)), until_tomorrow_s(wall)
+            _check_budget(limits.tokens_per_day, spent, tokens, "day", whose, left_s)
+        if limits.tokens_per_month is not None:
+            spent, left_s = self.months.spent(month_of(wall)), until_next_month_s(wall)
+            _check_budget(limits.tokens_per_month, spent, tokens, "month", whose, left_s)
 
     def reserve(self, tokens: int, now: float, wall: float) -> Reservation:
         """Count them as spent until `settle` knows better."""
@@ -212,17 +206,15 @@ def _day_name(days: int) -> str:
     return (_EPOCH + timedelta(days=days)).isoformat()
 
 
-def _check_budget(
-    most: int | None, spent: int, tokens: int, period: str, whose: str, left_s: Callable[[], float]
-) -> None:
-    if most is None or spent + tokens <= most:
+def _check_budget(most: int, spent: int, tokens: int, period: str, whose: str, left_s: float) -> None:
+    if spent + tokens <= most:
         return
     left = f"{max(0, most - spent):,}"
     raise QuotaExceeded(
         f"The budget of {whose} is {most:,} tokens per {period} (UTC), of which {left} are left; "
         f"{_asked(tokens)}",
         reason=f"tokens_per_{period}",
-        retry_after_s=left_s() if tokens <= most else None,
+        retry_after_s=left_s if tokens <= most else None,
     )
 
 

@@ -6,6 +6,8 @@ it (https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-metrics/), with th
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
@@ -32,12 +34,24 @@ OTHER = "other"
 _MODEL = "gen_ai_request_model"
 
 
+class _Answered(NamedTuple):
+    """The children of one model and endpoint: looking them up would cost more than counting."""
+
+    duration: Histogram
+    queue_time: Histogram
+    prompt_tokens: Counter
+    completion_tokens: Counter
+    ttft: Histogram
+    token_time: Histogram
+
+
 class Metrics:
     """Counters of one gateway, in a registry of their own so that several can live in one process."""
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
-        self._keys: set[str] = set()
+        self._children: dict[tuple[str, str], _Answered] = {}
+        self._keys: dict[str, tuple[Counter, Counter]] = {}
         model = ("model",)
         by_endpoint = ("model", "endpoint")
         self.requests = Counter(
@@ -144,20 +158,33 @@ class Metrics:
 
     def observe(self, record: RequestRecord, duration_s: float) -> None:
         """Count a finished request."""
-        model, endpoint = record.model or UNKNOWN, record.endpoint or UNKNOWN
+        model = record.model or UNKNOWN
         self.requests.labels(model, str(record.status)).inc()
-        self.duration.labels(model).observe(duration_s)
         if not record.answered:
+            self.duration.labels(model).observe(duration_s)
             return
-        self.queue_time.labels(model).observe(record.queue_s)
-        self.prompt_tokens.labels(model, endpoint).inc(record.prompt_tokens)
-        self.completion_tokens.labels(model, endpoint).inc(record.completion_tokens)
+        found = self._answered(model, record.endpoint or UNKNOWN)
+        found.duration.observe(duration_s)
+        found.queue_time.observe(record.queue_s)
+        found.prompt_tokens.inc(record.prompt_tokens)
+        found.completion_tokens.inc(record.completion_tokens)
         self._observe_key(record)
         if record.ttft_s is not None:
-            self.ttft.labels(model, endpoint).observe(record.ttft_s)
+            found.ttft.observe(record.ttft_s)
             if record.completion_tokens > 1:
-                between_s = (duration_s - record.ttft_s) / (record.completion_tokens - 1)
-                self.token_time.labels(model, endpoint).observe(between_s)
+                found.token_time.observe((duration_s - record.ttft_s) / (record.completion_tokens - 1))
+
+    def _answered(self, model: str, endpoint: str) -> _Answered:
+        if (found := self._children.get((model, endpoint))) is None:
+            found = self._children[model, endpoint] = _Answered(
+                duration=self.duration.labels(model),
+                queue_time=self.queue_time.labels(model),
+                prompt_tokens=self.prompt_tokens.labels(model, endpoint),
+                completion_tokens=self.completion_tokens.labels(model, endpoint),
+                ttft=self.ttft.labels(model, endpoint),
+                token_time=self.token_time.labels(model, endpoint),
+            )
+        return found
 
     def reject(self, model: str | None, reason: str) -> None:
         self.rejections.labels(model or UNKNOWN, reason).inc()
@@ -169,8 +196,9 @@ class Metrics:
     def _observe_key(self, record: RequestRecord) -> None:
         if record.key is None:
             return
-        if len(self._keys) < MAX_KEY_LABELS:
-            self._keys.add(record.key)
-        label = record.key if record.key in self._keys else OTHER
-        self.key_tokens.labels(label, "prompt").inc(record.prompt_tokens)
-        self.key_tokens.labels(label, "completion").inc(record.completion_tokens)
+        label = record.key if record.key in self._keys or len(self._keys) < MAX_KEY_LABELS else OTHER
+        if (tokens := self._keys.get(label)) is None:
+            count = self.key_tokens.labels
+            tokens = self._keys[label] = count(label, "prompt"), count(label, "completion")
+        tokens[0].inc(record.prompt_tokens)
+        tokens[1].inc(record.completion_tokens)
