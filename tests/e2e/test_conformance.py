@@ -443,6 +443,17 @@ def test_a_free_choice_of_tools(caller: openai.OpenAI) -> None:
     assert answer.choices[0].finish_reason in ("stop", "length", "tool_calls")
 
 
+def test_a_strict_call_that_the_model_may_choose(caller: openai.OpenAI) -> None:
+    """The beginning of a call is made likely; that it follows the schema is the grammar's."""
+    strict: Any = {"type": "function", "function": {**WEATHER["function"], "strict": True}}
+    messages: list[ChatCompletionMessageParam] = [
+        {"role": "user", "content": "Answer with <tool_call> and nothing else, as in <tool_call>"}
+    ]
+    answer = chat(caller, messages=messages, tools=[strict], max_tokens=64)
+    for call in answer.choices[0].message.tool_calls or ():
+        assert valid(call.function.arguments)
+
+
 def test_a_calls_result_is_sent_back(caller: openai.OpenAI) -> None:
     call = {
         "id": "call_1",

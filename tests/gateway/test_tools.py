@@ -119,6 +119,44 @@ async def test_a_required_call_is_written_under_a_grammar(parallel: bool) -> Non
         assert body["choices"][0]["finish_reason"] == "tool_calls"
 
 
+STRICT = {**TOOL, "function": {**TOOL["function"], "strict": True}}  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+@in_loop
+async def test_strict_calls_are_written_under_a_grammar_that_leaves_the_choice(parallel: bool) -> None:
+    fake = fake_that_says(*CALL)
+    async with running(fake, prompts=knows_tools()) as gateway:
+        _, body = await gateway.chat(tools=[STRICT, GO], parallel_tool_calls=parallel)
+        assert body["choices"][0]["finish_reason"] == "tool_calls"
+        tag = json.loads(json.loads(sampling(fake)["structured_outputs"])["structural_tag"])["format"]
+        assert tag["stop_after_first"] is not parallel
+        assert [one["begin"] for one in tag["tags"]] == [
+            f'<tool_call>\n{{"name": "{name}", "arguments": ' for name in ("look", "go")
+        ]
+
+
+@pytest.mark.parametrize(
+    ("words", "param"),
+    [("Unexpected keyword argument 'structured_outputs'", "tools"), ("Invalid grammar", "tools")],
+)
+@in_loop
+async def test_strict_calls_that_the_engine_refuses(words: str, param: str) -> None:
+    fake = FakeTriton()
+    fake.refusal = (400, words)
+    async with running(fake, prompts=knows_tools()) as gateway:
+        status, body = await gateway.chat(tools=[STRICT])
+        assert (status, body["error"]["param"]) == (400, param)
+
+
+@in_loop
+async def test_strict_calls_of_a_model_whose_calls_have_no_end_mark() -> None:
+    async with running(FakeTriton(), prompts=knows_tools("llama")) as gateway:
+        status, body = await gateway.chat(tools=[STRICT])
+        assert (status, body["error"]["param"]) == (400, "tools[0]")
+        assert "strict" in body["error"]["message"]
+
+
 @in_loop
 async def test_an_engine_without_grammars_cannot_be_made_to_call() -> None:
     fake = FakeTriton()
@@ -166,10 +204,6 @@ async def test_calls_and_results_are_sent_back() -> None:
         ({"parallel_tool_calls": True}, "parallel_tool_calls"),
         ({"tools": [TOOL], "logprobs": True}, "logprobs"),
         ({"tools": [TOOL], "response_format": {"type": "json_object"}}, "response_format"),
-        (
-            {"tools": [{"type": "function", "function": {"name": "x", "strict": True}}]},
-            "tools[0].function.strict",
-        ),
         (
             {
                 "messages": [

@@ -51,8 +51,11 @@ class Conversation(msgspec.Struct, frozen=True):
     def shaped(self, work: Assignment, form: Form | None) -> Assignment:
         """`work` with the answer written and read as the request asks. `form`: of the model's calls."""
         calls = self.request.calling
-        if (structure := self.request.structure) is not None:
-            work = _structured(work, structure, self.structure_param if calls is None else "tool_choice")
+        if (structure := self.request.structure(form)) is not None:
+            field = self.structure_param
+            if calls is not None:
+                field = "tool_choice" if calls.forced else "tools"
+            work = _structured(work, structure, field)
         if calls is None and not self.stops:
             return work
         work = msgspec.structs.replace(work, reading=partial(_reading, calls, form, self.stops))

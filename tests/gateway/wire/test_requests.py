@@ -118,10 +118,10 @@ JSON_SCHEMA = {"type": "json_schema", "json_schema": {"name": "n", "schema": {"t
 
 
 def test_answers_that_must_be_json() -> None:
-    assert chat().structure is None
-    assert chat(response_format={"type": "text"}).structure is None
-    assert chat(response_format={"type": "json_object"}).structure == {"json_object": True}
-    assert chat(response_format=JSON_SCHEMA).structure == {"json": {"type": "string"}}
+    assert chat().structure() is None
+    assert chat(response_format={"type": "text"}).structure() is None
+    assert chat(response_format={"type": "json_object"}).structure() == {"json_object": True}
+    assert chat(response_format=JSON_SCHEMA).structure() == {"json": {"type": "string"}}
     assert refusal(chat, response_format={"type": "xml"}).param == "response_format.type"
     assert refusal(chat, response_format={"type": "json_schema"}).param == "response_format.json_schema"
 

@@ -152,11 +152,13 @@ class ChatRequest(Generation, frozen=True, kw_only=True):
     def calling(self) -> Calling | None:
         return calling(self.tools, self.tool_choice, self.parallel_tool_calls)
 
-    @property
-    def structure(self) -> dict[str, Any] | None:
-        """What the answer's text must be, in vLLM's words; None: anything."""
-        if (calls := self.calling) is not None and calls.forced:
-            return {"json": calls.schema()}
+    def structure(self, form: str | None = None) -> dict[str, Any] | None:
+        """What the answer's text must be, in vLLM's words; None: anything. `form`: of the model's calls.
+
+        Raises InvalidRequest where it cannot be had.
+        """
+        if (calls := self.calling) is not None:
+            return calls.structure(form)
         return None if self.response_format is None else as_json(self.response_format)
 
 

@@ -12,7 +12,6 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import Meta, field
 
-from sovereign_ai.errors import InvalidRequest
 from sovereign_ai.gateway.wire import messages as chat
 from sovereign_ai.gateway.wire import structured
 from sovereign_ai.gateway.wire import tools as chat_tools
@@ -131,12 +130,7 @@ class ResponsesRequest(Body, frozen=True, kw_only=True):
             tool_choice=_choice(self.tool_choice),
             parallel_tool_calls=self.parallel_tool_calls if self.tools else None,
         )
-        try:
-            check_chat(request)
-        except InvalidRequest as error:
-            # tools have one level less here than in a chat
-            error.param = None if error.param is None else error.param.replace(".function.", ".")
-            raise
+        check_chat(request)
         return request
 
     def echoed(self) -> dict[str, Any]:

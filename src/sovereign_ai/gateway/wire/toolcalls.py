@@ -21,11 +21,10 @@ from typing import Literal, Protocol
 import msgspec
 
 from sovereign_ai.gateway.wire.calljson import CallReader, Span
-from sovereign_ai.gateway.wire.tools import Calling
+from sovereign_ai.gateway.wire.tools import HERMES_CLOSE, HERMES_OPEN, Calling
 
 Form = Literal["hermes", "llama", "mistral"]
 
-HERMES_OPEN, HERMES_CLOSE = "<tool_call>", "</tool_call>"
 MISTRAL_OPEN, MISTRAL_ARGUMENTS = "[TOOL_CALLS]", "[ARGS]"
 LLAMA_OPEN = "<|python_tag|>"
 MAX_NAME = 200

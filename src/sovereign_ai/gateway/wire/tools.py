@@ -12,7 +12,11 @@ from sovereign_ai.gateway.wire.parsing import Body, invalid
 MAX_TOOLS = 128
 """OpenAI's own limit."""
 
+HERMES_OPEN, HERMES_CLOSE = "<tool_call>", "</tool_call>"
+
 NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}}
+
+_encode = msgspec.json.Encoder().encode
 
 Name = Annotated[str, Meta(min_length=1, max_length=64, pattern="^[a-zA-Z0-9_.-]+$")]
 
@@ -71,12 +75,37 @@ class Calling(msgspec.Struct, frozen=True):
     def for_template(self) -> list[dict[str, Any]]:
         return [function.for_template() for function in self.functions]
 
+    def structure(self, form: str | None) -> dict[str, Any] | None:
+        """What the answer's text must be, in vLLM's words; None: anything. `form`: of the model's calls.
+
+        Raises InvalidRequest where `strict` is asked for and cannot be kept.
+        """
+        if self.forced:
+            return {"json": self.schema()}
+        strict = next((index for index, one in enumerate(self.functions) if one.strict), None)
+        if strict is None:
+            return None
+        if form != "hermes":
+            raise invalid(
+                f"`strict` of `tools[{strict}]` cannot be kept by this model while it may choose to call: "
+                "leave it out, or send `tool_choice` `required` or a function's name",
+                f"tools[{strict}]",
+            )
+        return {"structural_tag": _encode(self._tags()).decode()}
+
     def schema(self) -> dict[str, Any]:
         """The JSON that a forced answer must be: the arguments of the named function, or a list of calls."""
         if self.named:
             return next(function.schema for function in self.functions if function.name == self.choice)
         calls = {"type": "array", "minItems": 1, "items": {"anyOf": [_call(f) for f in self.functions]}}
         return calls if self.parallel else {**calls, "maxItems": 1}
+
+    def _tags(self) -> dict[str, Any]:
+        """Any text, but behind Hermes' mark a call: xgrammar's structural tag,
+        https://xgrammar.mlc.ai/docs/tutorials/structural_tag.html."""
+        tags = [_tag(function) for function in self.functions]
+        form = {"type": "triggered_tags", "triggers": [HERMES_OPEN], "tags": tags}
+        return {"type": "structural_tag", "format": {**form, "stop_after_first": not self.parallel}}
 
 
 def calling(
@@ -97,8 +126,6 @@ def calling(
     found = Calling(functions, word, named, parallel is not False)
     if named and word not in found.names:
         raise invalid(f"`tool_choice` names `{word}`, which is not in `tools`", "tool_choice")
-    if not found.forced:
-        _refuse_strict(functions)
     return found
 
 
@@ -117,15 +144,13 @@ def _check_names(functions: tuple[Function, ...]) -> None:
         seen.add(function.name)
 
 
-def _refuse_strict(functions: tuple[Function, ...]) -> None:
-    for index, function in enumerate(functions):
-        if function.strict:
-            param = f"tools[{index}].function.strict"
-            raise invalid(
-                f"`{param}` can be kept only where a call is certain: leave it out, or send `tool_choice` "
-                "`required` or a function's name",
-                param,
-            )
+def _tag(function: Function) -> dict[str, Any]:
+    schema = function.schema if function.strict else {"type": "object"}
+    return {
+        "begin": f'{HERMES_OPEN}\n{{"name": "{function.name}", "arguments": ',
+        "content": {"type": "json_schema", "json_schema": schema},
+        "end": f"}}\n{HERMES_CLOSE}",
+    }
 
 
 def _call(function: Function) -> dict[str, Any]:
