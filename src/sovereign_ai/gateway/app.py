@@ -21,6 +21,7 @@ from sovereign_ai.errors import (
     MethodNotAllowed,
     ModelNotFound,
     RateLimited,
+    RequestTimeout,
     Unauthenticated,
     UpstreamUnavailable,
 )
@@ -41,8 +42,6 @@ MODELS = "/v1/models"
 OPENAPI = "/openapi.json"
 HEALTHZ, READYZ, METRICS = OWN_PAGES = ("/healthz", "/readyz", "/metrics")
 
-STALLED_TICKS = 60
-"""Seconds after which a client that does not read its stream is given up: it holds a place in an engine."""
 MIN_TIMEOUT_S = 0.001
 
 Answer = Callable[[Exchange], Awaitable[None]]
@@ -113,11 +112,12 @@ class Gateway:
             flight.interrupt(Interruption.STOPPING)
 
     def tick(self) -> None:
-        """To be called once a second: clients that do not read are given up."""
+        """To be called once a second: clients that neither send nor read are given up."""
         for flight, exchange in tuple(self._flights.items()):
-            if exchange.tick() >= STALLED_TICKS:
+            if exchange.tick():
                 flight.interrupt(Interruption.CLIENT_GONE)
-                exchange.abort()
+                if exchange.sending:
+                    exchange.abort()
 
     def prompts_for(self, routes: Routes) -> dict[str, PromptBuilder]:
         """The text side of each route's model: what is loaded already, else read from its folder. Takes
@@ -178,6 +178,8 @@ class Gateway:
                 return _stopping()
             if flight.interruption is None:
                 raise
+            if exchange.reading:
+                return RequestTimeout("The body did not come in time", code="request_timeout")
             exchange.record.status = CLIENT_GONE
         except Exception as error:  # noqa: BLE001 - a fault in one request must not end the others
             self.journal.fault(error)

@@ -7,8 +7,7 @@ in one process: between a check and what it allows nothing else runs.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
@@ -85,20 +84,25 @@ class Door:
         for meter in visit.begun:
             meter.end()
 
-    @asynccontextmanager
-    async def passage(self, visit: Visit, model: str, tokens: int) -> AsyncIterator[None]:
-        """A place in an engine for as long as the block lasts, for a part of the request that may take
-        `tokens`. Raises RateLimited, or UpstreamUnavailable at the deadline."""
+    async def admit(self, visit: Visit, model: str, tokens: int) -> Ticket:
+        """A place in an engine, until `release`, for a part of the request that may take `tokens`. Raises
+        RateLimited, or UpstreamUnavailable at the deadline."""
         self._reserve(visit, model, tokens)
         line = self._line(model)
         ticket = Ticket(visit.key.id, visit.key.priority, visit.deadline)
         try:
             await self._turn(visit, model, line, ticket)
-            yield
-        finally:
-            line.leave(ticket)
-            if len(line):
-                self._admit(model, line)
+        except BaseException:
+            self.release(model, ticket)
+            raise
+        return ticket
+
+    def release(self, model: str, ticket: Ticket) -> None:
+        """The place is free: the next one's turn."""
+        line = self._line(model)
+        line.leave(ticket)
+        if len(line):
+            self._admit(model, line)
 
     def close(self) -> None:
         if self._looker is not None:

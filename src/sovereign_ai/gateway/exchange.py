@@ -28,8 +28,10 @@ JSON = b"application/json"
 CLIENT_GONE = 499
 """Status in log and metrics for a client that left before its answer was complete; nobody ever gets it."""
 
-BODY_TIMEOUT_S = 60.0
-"""How long a client has to send its body: 4 MiB take 34 s over a line of 1 Mbit/s."""
+BODY_TICKS = 60
+"""Seconds that a client has to send its body: 4 MiB take 34 s over a line of 1 Mbit/s."""
+STALLED_TICKS = 60
+"""Seconds after which a client that does not read its stream is given up: it holds a place in an engine."""
 
 ABORT = "sovereign.abort"
 """Key of the scope under which our own server says how to break the connection off."""
@@ -60,9 +62,9 @@ class Exchange:
         self.record = RequestRecord(method=scope["method"], path=scope["path"], started=started)
         self.more_headers: Callable[[], Headers] | None = None
         """Headers that every answer carries, asked for when it begins."""
-        self.sending = False
-        self.stalled_ticks = 0
-        """How often `tick` has found the same write waiting for the client to read."""
+        self.reading = self.sending = False
+        """Whether the client is waited for: its body, or that it reads."""
+        self._ticks = 0
         self.content: tuple[list[bytes], list[bytes]] | None = None
         """Request and answer, where they are kept."""
 
@@ -82,18 +84,13 @@ class Exchange:
         return None
 
     async def body(self, limit: int) -> bytes:
-        """The whole body. Raises RequestTooLarge once it is known to exceed `limit` bytes, RequestTimeout, or
-        ClientGone."""
+        """The whole body. Raises RequestTooLarge once it is known to exceed `limit` bytes, or ClientGone."""
         length = self.header(b"content-length")
         if length is not None and length.isdigit() and int(length) > limit:
             raise _too_large(limit)
-        try:
-            async with asyncio.timeout(BODY_TIMEOUT_S):
-                body = await self._read_body(limit)
-        except TimeoutError as error:
-            raise RequestTimeout(
-                f"The body did not come within {BODY_TIMEOUT_S:g} s", code="request_timeout"
-            ) from error
+        self.reading = True
+        body = await self._read_body(limit)
+        self.reading, self._ticks = False, 0
         if self.content is not None:
             self.content[0].append(body)
         return body
@@ -133,17 +130,18 @@ class Exchange:
             self.content[1].append(events)
         self.sending = True
         await self._send({"type": "http.response.body", "body": events, "more_body": True})
-        self.sending = False
-        self.stalled_ticks = 0
+        self.sending, self._ticks = False, 0
 
     async def end_events(self, events: bytes) -> None:
         """The last of a stream of events."""
         await self._finish(events)
 
-    def tick(self) -> int:
-        """To be called at a steady pace. How many calls the same write of a stream has been waiting for."""
-        self.stalled_ticks += self.sending
-        return self.stalled_ticks
+    def tick(self) -> bool:
+        """To be called once a second. Whether the client has been waited for long enough."""
+        if not (self.reading or self.sending):
+            return False
+        self._ticks += 1
+        return self._ticks >= (BODY_TICKS if self.reading else STALLED_TICKS)
 
     def abort(self) -> None:
         """Break the connection off: what is still to be written would wait for the client for ever."""

@@ -74,12 +74,18 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         if counter % TICKS_A_SECOND == 0:
-            self._gateway.tick()
-            if self._reloader:
-                self._reloader.look()
-            if self._certificate:
-                self._certificate.look()
+            self._tick()
         return await super().on_tick(counter)
+
+    def _tick(self) -> None:
+        self._gateway.tick()
+        for connection in tuple(self.server_state.connections):
+            if isinstance(connection, Protocol):
+                connection.tick()
+        if self._reloader:
+            self._reloader.look()
+        if self._certificate:
+            self._certificate.look()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._gateway.stop()

@@ -80,20 +80,24 @@ class AdmittingClient(TritonClient):
         visit = _current()
         # further choices read the same prompt, and it is billed once
         prompt = 0 if visit.reserved else visit.record.prompt_tokens
-        async with (
-            self._door.passage(visit, route.model, prompt + order.max_tokens),
-            super().answer(route, order, tokens=tokens) as answer,
-        ):
-            visit.record.answered = True
-            yield answer
+        ticket = await self._door.admit(visit, route.model, prompt + order.max_tokens)
+        try:
+            async with super().answer(route, order, tokens=tokens) as answer:
+                visit.record.answered = True
+                yield answer
+        finally:
+            self._door.release(route.model, ticket)
 
     async def embed(self, model: str, texts: Sequence[str]) -> triton.Embeddings:
         visit = _current()
         tokens = sum(len(text) // CHARACTERS_PER_TOKEN + 1 for text in texts)
-        async with self._door.passage(visit, model, tokens):
+        ticket = await self._door.admit(visit, model, tokens)
+        try:
             found = await super().embed(model, texts)
-            visit.record.answered = True
-            return found
+        finally:
+            self._door.release(model, ticket)
+        visit.record.answered = True
+        return found
 
 
 class PermittedModels(Mapping[str, Served]):
