@@ -8,6 +8,7 @@ knows none, and with calls that a grammar makes the model write.
 from __future__ import annotations
 
 import asyncio
+import functools
 import json
 import threading
 from collections.abc import Iterator
@@ -41,18 +42,36 @@ ANSWER = "The capital of France is Paris."
 GREEDY: dict[str, Any] = {"model": MODEL, "messages": QUESTION, "temperature": 0}
 
 
-@pytest.fixture
-def client(stack: Stack) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{stack.url}/v1", api_key=stack.key, max_retries=0, timeout=120) as client:
-        yield client
+@pytest.fixture(scope="module")
+def stack(first_up: tuple[Stack, str]) -> Stack:
+    """The running stack, asked once: its state costs a second, and no test here changes it."""
+    stack, _ = first_up
+    if stack.status()["state"] not in ("ready", "starting", "degraded"):
+        stack.up()
+    stack.wait_ready()
+    stack.ensure_key()
+    return stack
+
+
+@functools.cache
+def openai_client(url: str, key: str) -> openai.OpenAI:
+    """One for all tests: making one costs more than most requests."""
+    return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=120)
+
+
+@functools.cache
+def anthropic_client(url: str, key: str) -> anthropic.Anthropic:
+    return anthropic.Anthropic(base_url=url, auth_token=key, api_key=None, max_retries=0, timeout=120)
 
 
 @pytest.fixture
-def claude(stack: Stack) -> Iterator[anthropic.Anthropic]:
-    with anthropic.Anthropic(
-        base_url=stack.url, auth_token=stack.key, api_key=None, max_retries=0, timeout=120
-    ) as client:
-        yield client
+def client(stack: Stack) -> openai.OpenAI:
+    return openai_client(stack.url, stack.key)
+
+
+@pytest.fixture
+def claude(stack: Stack) -> anthropic.Anthropic:
+    return anthropic_client(stack.url, stack.key)
 
 
 def chat(client: openai.OpenAI, **fields: Any) -> Any:
@@ -280,7 +299,7 @@ def test_a_streamed_answer_by_a_schema(client: openai.OpenAI) -> None:
 
 
 def test_some_json_object(client: openai.OpenAI) -> None:
-    answer = chat(client, response_format={"type": "json_object"}, max_tokens=64)
+    answer = chat(client, response_format={"type": "json_object"}, max_tokens=32)
     if answer.choices[0].finish_reason == "stop":
         assert isinstance(json.loads(text_of(answer)), dict)
     assert text_of(answer).lstrip().startswith("{")
@@ -349,7 +368,7 @@ CLOCK: ChatCompletionToolParam = {
 }  # fmt: skip
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def tool_url(stack: Stack) -> Iterator[str]:
     """A second gateway in front of the same engine, in this process, with the template above."""
     routes = msgspec.json.decode((stack.home / "run" / "routes.json").read_bytes(), type=Routes)
@@ -379,9 +398,8 @@ def tool_prompts(folder: Path) -> PromptBuilder:
 
 
 @pytest.fixture
-def caller(stack: Stack, tool_url: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{tool_url}/v1", api_key=stack.key, max_retries=0, timeout=120) as client:
-        yield client
+def caller(stack: Stack, tool_url: str) -> openai.OpenAI:
+    return openai_client(tool_url, stack.key)
 
 
 def valid(arguments: str) -> bool:
@@ -409,7 +427,7 @@ def test_a_required_call(caller: openai.OpenAI, parallel: bool) -> None:
         tools=[WEATHER],
         tool_choice="required",
         parallel_tool_calls=parallel,
-        max_tokens=200,
+        max_tokens=64,
     )
     calls = answer.choices[0].message.tool_calls
     assert calls[0].function.name == "weather"
@@ -470,15 +488,14 @@ def test_a_calls_result_is_sent_back(caller: openai.OpenAI) -> None:
 
 
 def test_a_call_in_anthropics_words(stack: Stack, tool_url: str) -> None:
-    with anthropic.Anthropic(base_url=tool_url, auth_token=stack.key, api_key=None, max_retries=0) as client:
-        answer = client.messages.create(
-            model=MODEL,
-            messages=ASKED,
-            max_tokens=64,
-            tools=[{"name": "weather", "input_schema": PARAMETERS}],
-            tool_choice={"type": "any", "disable_parallel_tool_use": True},
-            extra_body={"temperature": 0},
-        )
+    answer = anthropic_client(tool_url, stack.key).messages.create(
+        model=MODEL,
+        messages=ASKED,
+        max_tokens=64,
+        tools=[{"name": "weather", "input_schema": PARAMETERS}],
+        tool_choice={"type": "any", "disable_parallel_tool_use": True},
+        extra_body={"temperature": 0},
+    )
     (use,) = answer.content
     assert use.type == "tool_use"
     assert valid(json.dumps(use.input))
