@@ -19,8 +19,10 @@ import pytest
 
 from sovereign_ai.config import GatewaySettings, encode_gateway
 from sovereign_ai.errors import NoPermission, PortTaken, UsageError
+from sovereign_ai.gateway.admission import Limits
 from sovereign_ai.gateway.ledger import Ledger
 from sovereign_ai.gateway.server import serve
+from sovereign_ai.gateway.usage import report
 from sovereign_ai.spec import Routes
 from tests.gateway.fake_triton import FakeTriton
 from tests.gateway.running import chat_body, in_loop, routes_to, until
@@ -45,10 +47,14 @@ def write_routes(folder: Path, *fakes: FakeTriton) -> Path:
 
 
 @asynccontextmanager
-async def process(folder: Path, fake: FakeTriton, **settings: Any) -> AsyncIterator[tuple[Process, str, str]]:
+async def process(
+    folder: Path, fake: FakeTriton, *, make_key: bool = True, **settings: Any
+) -> AsyncIterator[tuple[Process, str, str]]:
     """The gateway as a process of its own, its address, and a key."""
-    with Ledger(folder / "ledger.sqlite") as keys:
-        _, secret = keys.create_key("test")
+    secret = ""
+    if make_key:
+        with Ledger(folder / "ledger.sqlite") as keys:
+            _, secret = keys.create_key("test")
     chosen = encode_gateway(GatewaySettings(**{"port": 0, "max_body_bytes": 65536, **settings}))
     command = [sys.executable, "-c", SCRIPT, str(write_routes(folder, fake))]
     command += [str(folder / "ledger.sqlite"), chosen]
@@ -179,3 +185,53 @@ async def test_routes_are_taken_over_without_dropping_a_stream(tmp_path: Path) -
                 old.gate.set()
                 assert "[DONE]" in await response.text()
             await events(gateway, until="endpoint_drained")
+
+
+async def count_stream(url: str, secret: str, *, leave_after: int | None = None) -> tuple[int, int]:
+    """Prompt and answer tokens of a stream as its client counts them; each is one event."""
+    body = chat_body(stream=True, stream_options={"include_usage": True})
+    prompt, tokens = 1, 0  # the template of these tests renders `hello`
+    headers = {"Authorization": f"Bearer {secret}"}
+    async with (
+        aiohttp.ClientSession(headers=headers) as session,
+        session.post(f"{url}/v1/chat/completions", json=body) as response,
+    ):
+        async for line in response.content:
+            if line.startswith(b"data: {"):
+                event = json.loads(line[6:])
+                tokens += any(choice["delta"].get("content") for choice in event["choices"])
+            if tokens == leave_after:
+                break
+    return prompt, tokens
+
+
+@in_loop
+async def test_the_books_say_what_the_clients_counted(tmp_path: Path) -> None:
+    """Whole streams, and one whose client left; over two gateways, of which the second knows the budget."""
+    fake = FakeTriton()
+    async with fake.listening():
+        async with process(tmp_path, fake) as (gateway, url, secret):
+            counted = [await count_stream(url, secret) for _ in range(3)]
+            fake.gate = asyncio.Event()
+            counted.append(await count_stream(url, secret, leave_after=3))
+            await until(lambda: fake.left == 1)
+            gateway.terminate()
+            await gateway.wait()
+            fake.gate = None
+        total = sum(prompt + tokens for prompt, tokens in counted)
+        ledger = tmp_path / "ledger.sqlite"
+        (row,) = report(ledger, "key")
+        assert (row.requests, row.total_tokens) == (4, total)
+        with Ledger(ledger) as keys:
+            keys.set_key(
+                "test",
+                lambda grants: msgspec.structs.replace(grants, limits=Limits(tokens_per_day=total + 5)),
+            )
+        async with process(tmp_path, fake, make_key=False) as (_, url, _):
+            headers = {"Authorization": f"Bearer {secret}"}
+            async with aiohttp.ClientSession(headers=headers) as session:
+                chats = f"{url}/v1/chat/completions"
+                async with session.post(chats, json=chat_body(max_tokens=5)) as response:
+                    assert (await response.json())["error"]["code"] == "insufficient_quota"
+                async with session.post(chats, json=chat_body(max_tokens=4)) as response:
+                    assert response.status == 200
