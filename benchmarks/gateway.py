@@ -214,8 +214,9 @@ async def ours(started: Started, folder: Path, upstream: str) -> Target:
         _, secret = ledger.create_key("benchmark")
     port = free_port()
     command = [sys.executable, "-m", "sovereign_ai", "gateway", "--routes", str(routes)]
-    command += ["--ledger", str(folder / "ledger.sqlite"), "--host", "127.0.0.1", "--port", str(port)]
-    pid = started.run("ours", [*command, "--max-body-bytes", "4194304"])
+    settings = json.dumps({"host": "127.0.0.1", "port": port})
+    command += ["--ledger", str(folder / "ledger.sqlite"), "--settings", settings]
+    pid = started.run("ours", command)
     headers = f"Authorization: Bearer {secret}\r\n".encode()
     target = Target("this gateway, Triton path", f"http://127.0.0.1:{port}", pid, headers)
     await started.wait("ours", target.url, headers)

@@ -355,10 +355,8 @@ def test_supervise_without_an_order_fails(here: Here, tmp_path: Path) -> None:
 
 def test_a_gateway_without_routes_fails_with_a_reason(here: Here, tmp_path: Path) -> None:
     routes, ledger = tmp_path / "routes.json", tmp_path / "ledger.sqlite"
-    done = here(
-        "gateway", "--routes", str(routes), "--ledger", str(ledger),
-        "--host", "127.0.0.1", "--port", "1", "--max-body-bytes", "1024",
-    )  # fmt: skip
+    settings = json.dumps({"host": "127.0.0.1", "port": 1})
+    done = here("gateway", "--routes", str(routes), "--ledger", str(ledger), "--settings", settings)
     assert done.code == 64
     assert f"{routes}: no such file" in done.err
 
