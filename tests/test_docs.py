@@ -125,12 +125,13 @@ def test_a_command_in_a_text_exists(here: Here, file: Path) -> None:
 
 
 VERBS = ("up", "inventory", "tiers", "plan", "plan diff", "calibrate", "chat", "logs")
+KEY_VERBS = ("keys create", "keys list", "keys set", "keys rotate", "usage")
 STORE_VERBS = ("models pull", "models convert", "models quantize", "models use", "migrate compose")
 SHORT = {"--factory": "`-f`", "--inventory": "`-i`", "--lines": "-n N", "--follow": "-f"}
-POSITIONAL = {"--a", "--b", "--question", "--name", "--source", "--gguf", "--file"}
+POSITIONAL = {"--a", "--b", "--question", "--name", "--source", "--gguf", "--file", "--key"}
 
 
-@pytest.mark.parametrize("verb", VERBS + STORE_VERBS)
+@pytest.mark.parametrize("verb", VERBS + KEY_VERBS + STORE_VERBS)
 def test_every_option_is_in_the_reference(here: Here, verb: str) -> None:
     helped = here(*verb.split(), "--help").out
     options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", helped)) - {"--help", "--version"} - POSITIONAL

@@ -313,7 +313,8 @@ def _make_stub_folder(root: Path, python: str) -> None:
     site = _site(root, python)
     (root / "stub").mkdir()
     for name in ("numpy", "numpy.libs"):
-        (root / "stub" / name).symlink_to(site / name)
+        # Relative: a home folder that was moved or copied still works.
+        (root / "stub" / name).symlink_to(Path("..") / (site / name).relative_to(root))
 
 
 def _finish(

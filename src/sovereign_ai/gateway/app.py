@@ -44,6 +44,9 @@ HEALTHZ, READYZ, METRICS = OWN_PAGES = ("/healthz", "/readyz", "/metrics")
 
 MIN_TIMEOUT_S = 0.001
 
+KEYED = frozenset({"/v1", "/tokenize", "/detokenize"})
+"""Paths for clients with a key, beside all below /v1/."""
+
 Answer = Callable[[Exchange], Awaitable[None]]
 AnswerBody = Callable[[Exchange, bytes], Awaitable[None]]
 
@@ -254,7 +257,7 @@ class Gateway:
         return self._model if path.startswith(MODELS + "/") else self._gets.get(path)
 
     def _admit(self, exchange: Exchange, scope: admission.Scope) -> admission.KeyRecord:
-        digest = admission.digest(admission.bearer(exchange.header(b"authorization")))
+        digest = admission.digest(admission.bearer(_authorization(exchange)))
         return admission.admit(self._keys.lookup(digest), digest, self._clock(), scope=scope)
 
     def _count_rejection(self, record: RequestRecord, error: ApiError) -> None:
@@ -348,7 +351,13 @@ def create_app(
 
 def is_api(path: str) -> bool:
     """Whether the path is for clients with a key."""
-    return path == "/v1" or path.startswith("/v1/")
+    return path in KEYED or path.startswith("/v1/")
+
+
+def _authorization(exchange: Exchange) -> str | None:
+    """The header of that name; Anthropic's clients send the key alone in one of their own."""
+    given, key = exchange.header(b"authorization"), exchange.header(b"x-api-key")
+    return given or (f"Bearer {key}" if key else None)
 
 
 def _rate_headers(rates: Sequence[Rate]) -> Headers:
@@ -372,4 +381,5 @@ async def _refuse_method(exchange: Exchange, allowed: bytes) -> None:
     error = MethodNotAllowed(f"{exchange.path} takes {allowed.decode()} only", code="method_not_allowed")
     headers: Headers = [(b"allow", allowed)]
     exchange.record.error = error.code
-    await exchange.answer(error.http_status, responses.error_body(error), headers=headers)
+    body = responses.error_body(error, exchange.path)
+    await exchange.answer(error.http_status, body, headers=headers)

@@ -37,7 +37,7 @@ def preflight_headers(allowed: Collection[str], origin: str | None, wanted: str 
     headers = answer_headers(allowed, origin)
     if not headers:
         return []
-    names = (wanted or "authorization, content-type").encode("latin-1")
+    names = (wanted or "authorization, content-type, x-api-key, anthropic-version").encode("latin-1")
     return [
         *headers,
         (b"access-control-allow-methods", b"GET, POST, DELETE"),

@@ -155,14 +155,16 @@ class Exchange:
             return
         if self._started:
             self.record.status = error.http_status
-            await self._finish(responses.error_event(error))
+            await self._finish(responses.error_event(error, self.path))
         elif isinstance(error, RequestTooLarge):
             await self._refuse_upload(error)
         else:
-            await self.answer(error.http_status, responses.error_body(error), headers=_error_headers(error))
+            await self.answer(
+                error.http_status, responses.error_body(error, self.path), headers=_error_headers(error)
+            )
 
     async def _refuse_upload(self, error: RequestTooLarge) -> None:
-        body = responses.error_body(error)
+        body = responses.error_body(error, self.path)
         await self._start(error.http_status, body, JSON, [(b"connection", b"close")])
         await self._send({"type": "http.response.body", "body": body, "more_body": True})
         await self._linger()

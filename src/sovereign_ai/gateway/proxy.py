@@ -75,6 +75,8 @@ class Proxy:
             "/v1/messages/count_tokens": self.count_tokens,
             "/v1/tokenize": self.tokenize,
             "/v1/detokenize": self.detokenize,
+            "/tokenize": self.tokenize,
+            "/detokenize": self.detokenize,
         }
 
     async def chat(self, exchange: Exchange, body: bytes) -> None:

@@ -70,4 +70,5 @@ def _endpoint(one: Deployment, processes: Sequence[TritonProcess], urls: Mapping
         model=one.model,
         weight=speed,
         context=one.context,
+        max_num_seqs=one.max_num_seqs,
     )
