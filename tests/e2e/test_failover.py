@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import aiohttp
 import pytest
 
-from tests.e2e.conftest import Stack, engine_processes, free_port, wait_for
+from tests.e2e.conftest import Stack, engine_processes, free_port, shared_memory, wait_for
 
 pytestmark = pytest.mark.engine
 
@@ -60,7 +60,7 @@ def replica(stack: Stack, tmp_path: Path) -> Iterator[Replica]:
     spec = json.loads((stack.home / "run" / "spec.json").read_text())
     service = next(one for one in spec["services"] if one["name"] == "triton-cpu")
     port = free_port()
-    before = engine_processes()
+    before, memory = engine_processes(), shared_memory()
     with (tmp_path / "second.log").open("wb") as log:
         process = subprocess.Popen(
             second_command(service, port, free_port()),
@@ -81,8 +81,9 @@ def replica(stack: Stack, tmp_path: Path) -> Iterator[Replica]:
         process.wait()
         for pid in engine_processes() - before:
             os.kill(pid, signal.SIGKILL)
-        for path in Path("/dev/shm").glob("*triton-two-*"):
-            path.unlink(missing_ok=True)
+        # Nobody cleans up behind a tritonserver that has no supervisor.
+        for name in shared_memory() - memory:
+            (Path("/dev/shm") / name).unlink(missing_ok=True)
 
 
 @pytest.fixture

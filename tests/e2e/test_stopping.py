@@ -176,7 +176,7 @@ def test_ctrl_c_while_the_engine_is_installed(fresh: Stack) -> None:
 def test_a_changed_weight_is_found(prepared: Stack, first_up: tuple[Stack, str]) -> None:
     """One byte of the stored weights differs from the manifest: named, and nothing is started."""
     (prepared.home / "storage").unlink()
-    shutil.copytree(first_up[0].home / "storage", prepared.home / "storage")
+    shutil.copytree(first_up[0].home / "storage", prepared.home / "storage", symlinks=True)
     weights = next((prepared.home / "storage").glob("models/minilm-l6-v2/*/model.safetensors"))
     weights.chmod(0o644)
     with weights.open("r+b") as opened:

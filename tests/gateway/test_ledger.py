@@ -256,3 +256,17 @@ def test_other_writes_do_not_make_the_keys_be_read_again(ledger: Ledger) -> None
     db.commit()
     db.close()
     assert ledger.lookup(digest(secret)) is before
+
+
+def test_two_connections_of_a_process_keep_their_locks(tmp_path: Path) -> None:
+    """Another process that opens the ledger and leaves must not take itself for the last one: it would delete
+    the log of changes under the gateway, which would never see a new key again."""
+    path = tmp_path / "ledger.sqlite"
+    make = "import sys, pathlib; from sovereign_ai.gateway.ledger import Ledger\n"
+    make += "with Ledger(pathlib.Path(sys.argv[1])) as ledger: print(ledger.create_key('x')[1])"
+    with Ledger(path) as one, Ledger(path):
+        for _ in range(2):
+            done = subprocess.run(
+                [sys.executable, "-c", make, str(path)], capture_output=True, text=True, check=True
+            )
+            assert one.lookup(digest(done.stdout.strip())) is not None

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -318,3 +319,12 @@ def test_a_second_writer_waits_and_says_so(store: Store, capsys: pytest.CaptureF
         assert child.wait() == 0
     assert store.list() == (made,)
     assert "another process is writing to" in capsys.readouterr().err
+
+
+def test_a_copy_that_followed_links_is_still_a_store(store: Store, console: Console, tmp_path: Path) -> None:
+    made = installed(store, console)
+    shutil.copytree(store.models, tmp_path / "copy")
+    copied = Store(tmp_path / "copy", tmp_path / "cache")
+    assert copied.list() == (made,)
+    assert copied.current("m") is None
+    assert copied.find("m", "pypi:m") == made

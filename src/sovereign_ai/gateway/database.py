@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sovereign_ai.errors import UsageError, disk_errors
@@ -18,6 +19,7 @@ Connection = sqlite3.Connection
 DatabaseError = sqlite3.DatabaseError
 
 SCHEMA_VERSION = 2
+BUSY_PAUSE_S = 0.02
 BUSY_TIMEOUT_S = 5.0
 """How long a writer waits for another one; writes take milliseconds."""
 
@@ -61,8 +63,11 @@ def open_database(path: Path) -> Connection:
     """
     with disk_errors("opening the key ledger", path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        # SQLite gives its side files the mode of the main one, which must be right before SQLite sees it
-        os.close(os.open(path, os.O_CREAT | os.O_RDWR, 0o600))
+        # SQLite gives its side files the mode of the main one, which must be right before SQLite sees it. A
+        # file that is there is not touched: closing it would drop the locks that other connections of this
+        # process hold on it (POSIX), and the next process to leave would take itself for the last one.
+        with suppress(FileExistsError):
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
     with sqlite_errors(path):
         db = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
         try:
@@ -97,12 +102,27 @@ def _prepare(db: Connection, path: Path) -> None:
     version = _version(db)
     if version > SCHEMA_VERSION:
         raise UsageError(f"{path} was written by a newer version of this program", "upgrade this one")
-    db.execute("PRAGMA journal_mode = WAL")
+    _use_wal(db)
     # FULL: a revocation that was reported as done must survive a power cut
     db.execute("PRAGMA synchronous = FULL")
     if version < SCHEMA_VERSION:
         with transaction(db):
             _migrate(db)
+
+
+def _use_wal(db: Connection) -> None:
+    """SQLite does not wait for others when it changes the journal's mode: two that open a ledger for the first
+    time at once would get in each other's way."""
+    deadline = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:
+            if db.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
+                db.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(BUSY_PAUSE_S)
 
 
 def _migrate(db: Connection) -> None:

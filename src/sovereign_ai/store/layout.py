@@ -98,8 +98,10 @@ class Store:
 
     def _manifest_paths(self, name: str) -> tuple[Path, ...]:
         found = sorted(self.models.glob(f"{name}/*/{MANIFEST_NAME}"))
-        hidden = (path.parts[-3].startswith(".") or path.parent.is_symlink() for path in found)
-        return tuple(path for path, is_hidden in zip(found, hidden, strict=True) if not is_hidden)
+        # A copy that followed links has a folder where `current` was a link: it is no version either.
+        return tuple(
+            path for path in found if not path.parts[-3].startswith(".") and path.parts[-2] != CURRENT
+        )
 
     def versions(self, name: str) -> tuple[Manifest, ...]:
         """Of one model, oldest first."""
