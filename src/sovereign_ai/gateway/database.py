@@ -111,8 +111,8 @@ def _prepare(db: Connection, path: Path) -> None:
 
 
 def _use_wal(db: Connection) -> None:
-    """SQLite does not wait for others when it changes the journal's mode: two that open a ledger for the first
-    time at once would get in each other's way."""
+    """SQLite does not wait for others when it changes the journal's mode: two that open a ledger for the
+    first time at once would get in each other's way."""
     deadline = time.monotonic() + BUSY_TIMEOUT_S
     while True:
         try:
