@@ -328,3 +328,15 @@ def test_a_copy_that_followed_links_is_still_a_store(store: Store, console: Cons
     assert copied.list() == (made,)
     assert copied.current("m") is None
     assert copied.find("m", "pypi:m") == made
+
+
+@pytest.mark.parametrize("as_link", [True, False])
+def test_what_a_kill_left_of_a_switch_is_no_version(store: Store, console: Console, as_link: bool) -> None:
+    made = installed(store, console)
+    left = store.models / "m" / ".current-1234"
+    if as_link:
+        left.symlink_to(made.version)
+    else:
+        shutil.copytree(store.models / "m" / made.version, left)
+    assert (store.list(), store.damaged()) == ((made,), ())
+    assert store.find("m", "pypi:m") == made

@@ -98,9 +98,12 @@ class Store:
 
     def _manifest_paths(self, name: str) -> tuple[Path, ...]:
         found = sorted(self.models.glob(f"{name}/*/{MANIFEST_NAME}"))
-        # A copy that followed links has a folder where `current` was a link: it is no version either.
+        # `current` is a link, or a folder in a copy that followed links; a kill may leave a `.current-…`
+        # that was about to take its place. Neither is a version.
         return tuple(
-            path for path in found if not path.parts[-3].startswith(".") and path.parts[-2] != CURRENT
+            path
+            for path in found
+            if path.parts[-2] != CURRENT and not any(part.startswith(".") for part in path.parts[-3:-1])
         )
 
     def versions(self, name: str) -> tuple[Manifest, ...]:
