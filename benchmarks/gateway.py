@@ -18,6 +18,7 @@ import json
 import os
 import platform
 import resource
+import secrets
 import signal
 import socket
 import statistics
@@ -235,12 +236,16 @@ async def router(started: Started, program: str, upstream: str) -> Target:
 async def litellm(started: Started, program: str, folder: Path, upstream: str) -> Target:
     port, config = free_port(), folder / "litellm.yaml"
     params = {"model": "openai/m", "api_base": f"{upstream}/v1", "api_key": "none"}
-    config.write_text(json.dumps({"model_list": [{"model_name": "m", "litellm_params": params}]}))
+    # It does not start without a key.
+    key = f"sk-{secrets.token_hex(32)}"
+    models = [{"model_name": "m", "litellm_params": params}]
+    config.write_text(json.dumps({"model_list": models, "general_settings": {"master_key": key}}))
     command = [program, "--config", str(config), "--host", "127.0.0.1", "--port", str(port)]
     command += ["--telemetry", "False"]
     pid = started.run("litellm", command, LITELLM_LOG="ERROR", LITELLM_LOCAL_MODEL_COST_MAP="True")
-    await started.wait("litellm", f"http://127.0.0.1:{port}")
-    return Target("LiteLLM proxy", f"http://127.0.0.1:{port}", pid)
+    headers = f"Authorization: Bearer {key}\r\n".encode()
+    await started.wait("litellm", f"http://127.0.0.1:{port}", headers)
+    return Target("LiteLLM proxy", f"http://127.0.0.1:{port}", pid, headers)
 
 
 async def targets(started: Started, folder: Path, options: argparse.Namespace) -> list[Target]:
