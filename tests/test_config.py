@@ -533,6 +533,9 @@ gateway:
   tls: {certificate: c.pem, key: ~/k.pem}
   cors: [https://a.example:8443, "*"]
   usage_days: 7
+  upstreams:
+    - {model: far, url: "http://10.0.0.5:8000/v1", engine: vllm, key_file: far.key, weight: 2}
+    - {model: far, url: "https://[fd00::1]:8000", context: 4096, concurrency: 9, upstream_model: org/Far}
   limits:
     - {model: smol, concurrency: 2, queue: 0, log_content: true}
     - {model: other, requests_per_minute: 5, tokens_per_minute: 6}
@@ -545,6 +548,7 @@ def test_the_gateways_settings(tmp_path: Path) -> None:
     assert gateway.tls == TlsSettings(certificate=tmp_path / "c.pem", key=Path("~/k.pem").expanduser())
     assert gateway.limits[0] == RouteLimits(model="smol", concurrency=2, queue=0, log_content=True)
     assert (gateway.queue, gateway.queue_timeout_s, gateway.usage_days) == (0, 5.0, 7)
+    assert [one.key_file for one in gateway.upstreams] == [tmp_path / "far.key", None]
     assert decode_gateway(encode_gateway(gateway)) == gateway
 
 
@@ -560,14 +564,21 @@ def test_settings_that_are_none() -> None:
         ("queue_timeout_s: 5", "queue_timeout_s: 0", "factory.yaml:4: queue_timeout_s 0 is not between"),
         ("usage_days: 7", "usage_days: 0", "factory.yaml:8: usage_days 0 is less than 1"),
         ("https://a.example:8443", "https://a.example/path", "factory.yaml:7: cors `https://a.example/path`"),
-        ("model: other", "model: smol", "factory.yaml:11: model `smol` has limits twice"),
+        ("model: other", "model: smol", "factory.yaml:14: model `smol` has limits twice"),
         (
             "requests_per_minute: 5",
             "requests_per_minute: 0",
-            "factory.yaml:11: requests_per_minute 0 is below",
+            "factory.yaml:14: requests_per_minute 0 is below",
         ),
         ("certificate: c.pem, ", "", "factory.yaml:6: missing required field `key`|certificate"),
         ("concurrency: 2", "concurency: 2", "did you mean `concurrency`"),
+        ("model: far, url", 'model: "", url', "factory.yaml:10: `` cannot be a model's name"),
+        ("http://10.0.0.5:8000/v1", "10.0.0.5:8000", "factory.yaml:10: `10.0.0.5:8000` is not the address"),
+        ("https://[fd00::1]:8000", "http://10.0.0.5:8000/v1", "factory.yaml:11: `http.*` is named twice"),
+        ("context: 4096", "task: embed", "factory.yaml:11: `far` has another task"),
+        ("weight: 2", "weight: 0", "factory.yaml:10: weight 0 is not above 0"),
+        ("context: 4096", "context: -1", "factory.yaml:11: context -1 is not between"),
+        ("gateway:\n", "models: [{name: far, source: 'file:x'}]\ngateway:\n", "`far` is planned here too"),
     ],
 )
 def test_gateway_settings_that_cannot_be(tmp_path: Path, old: str, new: str, said: str) -> None:

@@ -48,6 +48,11 @@ MIN_CONTEXT = 16
 ORIGIN = re.compile(r"https?://[A-Za-z0-9.:\[\]-]+")
 """Scheme, host and port as browsers send them (RFC 6454)."""
 
+UPSTREAM_URL = re.compile(
+    r"https?://[A-Za-z0-9._-]+(:[0-9]{1,5})?(/[A-Za-z0-9._~-]+)*/?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?/?(v1/?)?"
+)
+MAX_SERVED_NAME = 200
+
 MAX_QUEUE = 1_000_000
 MAX_QUEUE_TIMEOUT_S = 86_400
 MAX_LIMIT = 10**15
@@ -166,6 +171,30 @@ class RouteLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Whether the log gets requests and answers whole. Without it neither is ever written down."""
 
 
+class UpstreamEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A server that others run, and that speaks OpenAI's protocol: its models are served beside the planned
+    ones."""
+
+    model: str
+    """The name clients use. Several upstreams of one model are its endpoints."""
+    url: str
+    """`http://HOST[:PORT]`, with or without `/v1` behind it."""
+    engine: Literal["vllm", "openai"] = "openai"
+    """`vllm`: a server of vLLM's, whose health can be asked and whose chats can be continued elsewhere."""
+    upstream_model: str | None = None
+    """The name that the server knows it by. Default: `model`."""
+    task: Task = "chat"
+    """`chat` or `embed`: what the model is for."""
+    context: int = 0
+    """Tokens that prompt and answer may take together; 0: the server judges that."""
+    weight: float = 1.0
+    """Speed beside the model's other upstreams: one of 2 gets twice the requests of one of 1."""
+    concurrency: int = 0
+    """Requests that it computes at once; more wait here. 0: 256."""
+    key_file: Path | None = None
+    """File with the API key that the server asks for."""
+
+
 class TlsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     certificate: Path
     """PEM file: the certificate, and those that lead to its root."""
@@ -192,6 +221,8 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """Certificate and key: the gateway speaks HTTPS then, and HTTPS only."""
     cors: tuple[str, ...] = ()
     """Origins whose pages may call the gateway from a browser: `https://chat.example.org`, or `*`."""
+    upstreams: tuple[UpstreamEntry, ...] = ()
+    """Servers that others run, whose models are served too."""
     usage_days: int = 90
     """Days that the usage of every single request is kept; then its day's sums are."""
 
@@ -275,6 +306,7 @@ def load_factory(path: Path) -> Factory:
     _check_tiers(document, factory.tiers)
     _check_gateway(document, factory.gateway)
     _check_limits(document, factory.gateway)
+    _check_upstreams(document, factory)
     _check_door(document, factory.gateway)
     _check_planning(document, factory)
     return _resolve_paths(document, factory)
@@ -604,6 +636,33 @@ def _check_limits(document: _Document, gateway: GatewaySettings) -> None:
                 raise ConfigError(f"{document.at(*place, key)}: {key} {value} is below {least} or absurd")
 
 
+def _check_upstreams(document: _Document, factory: Factory) -> None:
+    planned = {model.name for model in factory.models}
+    tasks: dict[str, Task] = {}
+    seen: set[tuple[str, str]] = set()
+    for index, one in enumerate(factory.gateway.upstreams):
+
+        def refuse(key: str, problem: str, hint: str = "", index: int = index) -> NoReturn:
+            raise ConfigError(f"{document.at('gateway', 'upstreams', index, key)}: {problem}", hint)
+
+        if one.model in planned:
+            refuse("model", f"`{one.model}` is planned here too: give one of the two another name")
+        if not one.model.isprintable() or not 0 < len(one.model) <= MAX_SERVED_NAME:
+            refuse("model", f"`{one.model}` cannot be a model's name")
+        if not UPSTREAM_URL.fullmatch(one.url):
+            refuse("url", f"`{one.url}` is not the address of a server", "write http://HOST[:PORT]")
+        if tasks.setdefault(one.model, one.task) != one.task:
+            refuse("task", f"`{one.model}` has another task at another upstream")
+        if (one.model, one.url) in seen:
+            refuse("url", f"`{one.url}` is named twice for `{one.model}`")
+        seen.add((one.model, one.url))
+        if not 0 < one.weight < math.inf:
+            refuse("weight", f"weight {one.weight:g} is not above 0")
+        for key, most in (("context", MAX_LIMIT), ("concurrency", MAX_CONCURRENCY)):
+            if not 0 <= getattr(one, key) <= most:
+                refuse(key, f"{key} {getattr(one, key)} is not between 0 and {most}")
+
+
 def _check_door(document: _Document, gateway: GatewaySettings) -> None:
     def refuse(key: str, problem: str) -> NoReturn:
         raise ConfigError(f"{document.at('gateway', key)}: {key} {problem}")
@@ -642,7 +701,7 @@ def _resolve_paths(document: _Document, factory: Factory) -> Factory:
         tiers=tiers,
         storage=storage,
         engine=engine,
-        gateway=_resolve_tls(base, document, factory.gateway),
+        gateway=_resolve_keys(base, document, _resolve_tls(base, document, factory.gateway)),
     )
 
 
@@ -652,6 +711,18 @@ def _resolve_tls(base: Path, document: _Document, gateway: GatewaySettings) -> G
     where = document.at("gateway", "tls")
     certificate, key = (base / _expanded(path, where) for path in (gateway.tls.certificate, gateway.tls.key))
     return msgspec.structs.replace(gateway, tls=TlsSettings(certificate=certificate, key=key))
+
+
+def _resolve_keys(base: Path, document: _Document, gateway: GatewaySettings) -> GatewaySettings:
+    upstreams = tuple(
+        msgspec.structs.replace(
+            one, key_file=base / _expanded(one.key_file, document.at("gateway", "upstreams", index))
+        )
+        if one.key_file
+        else one
+        for index, one in enumerate(gateway.upstreams)
+    )
+    return msgspec.structs.replace(gateway, upstreams=upstreams)
 
 
 def encode_gateway(settings: GatewaySettings) -> str:

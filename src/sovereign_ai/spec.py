@@ -291,22 +291,25 @@ class Plan(Noun, frozen=True, kw_only=True):
 
 
 class Endpoint(Noun, frozen=True, kw_only=True):
-    """One replica's address. `model` is the name the upstream knows it by. `weight` is its predicted speed,
-    in any unit that the endpoints of a route share; `context` in tokens, 0: the route's; `max_num_seqs`
-    requests that it computes at once, 0: unknown."""
+    """One replica's address. `engine`: Triton, vLLM's own server, or any other server that speaks OpenAI's
+    protocol. `model` is the name the upstream knows it by. `weight` is its predicted speed, in any unit that
+    the endpoints of a route share; `context` in tokens, 0: the route's; `max_num_seqs` requests that it
+    computes at once, 0: unknown. `key_file` holds the API key that the upstream asks for."""
 
     name: str
     url: str
-    engine: Literal["triton"]
+    engine: Literal["triton", "vllm", "openai"]
     model: str
+    key_file: str = ""
     weight: float = 1.0
     context: int = 0
     max_num_seqs: int = 0
 
 
 class Route(Noun, frozen=True, kw_only=True):
-    """Model name → endpoints, in order of tier. `folder` holds tokenizer and chat template. `continuations`:
-    how often an answer that broke off is continued by another endpoint; 0: never."""
+    """Model name → endpoints, in order of tier. `folder` holds tokenizer and chat template, where requests
+    are rendered here. `context` in tokens, 0: unknown. `continuations`: how often an answer that broke off is
+    continued by another endpoint; 0: never."""
 
     model: str
     task: Task
@@ -315,6 +318,11 @@ class Route(Noun, frozen=True, kw_only=True):
     endpoints: tuple[Endpoint, ...]
     created: int = 0
     continuations: int = 2
+
+    @property
+    def passed_on(self) -> bool:
+        """Whether requests go to the endpoints as they came: these read chats themselves."""
+        return all(endpoint.engine != "triton" for endpoint in self.endpoints)
 
 
 class Routes(Noun, frozen=True, kw_only=True):

@@ -146,15 +146,17 @@ async def running(
     prompts: PromptBuilder | None = None,
     settings: GatewaySettings = IMPATIENT,
     usage: UsageBook | None = None,
+    more: tuple[Route, ...] = (),
 ) -> AsyncIterator[Running]:
-    """The gateway before `fakes`, which are started too where they are not yet. `prompts`: of `smol`."""
+    """The gateway before `fakes`, which are started too where they are not yet. `prompts`: of `smol`; `more`
+    routes beside those to the fakes."""
     async with AsyncExitStack() as stack:
         for fake in fakes:
             if not fake.url:
                 await stack.enter_async_context(fake.listening())
         lines: list[bytes] = []
         gateway = create_app(
-            routes_to(*fakes, continuations=continuations),
+            Routes(routes=(*routes_to(*fakes, continuations=continuations).routes, *more)),
             keys or key_table(),
             max_body_bytes=MAX_BODY_BYTES,
             write=lines.append,

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from math import floor
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
@@ -36,6 +36,7 @@ def test_days_and_months_are_those_of_utc() -> None:
 
 
 @given(st.floats(min_value=-1e9, max_value=1e10))
+@example(-5e-324)
 def test_the_next_period_begins_when_it_is_said_to(wall: float) -> None:
     assert 0 <= until_tomorrow_s(wall) <= until_next_month_s(wall)
     assert day_of(wall + until_tomorrow_s(wall) + 1) > day_of(wall)

@@ -1,7 +1,12 @@
 from __future__ import annotations
 
-import msgspec
+from pathlib import Path
 
+import msgspec
+import pytest
+
+from sovereign_ai.config import UpstreamEntry
+from sovereign_ai.errors import ConfigError
 from sovereign_ai.render import render_routes, triton_processes
 from sovereign_ai.spec import Endpoint, Route, Routes
 from tests.render.test_triton import FOLDERS, deployment, plan
@@ -50,6 +55,39 @@ def test_a_model_leads_to_the_process_that_serves_it() -> None:
             ),
         )
     )
+
+
+def test_models_that_others_serve() -> None:
+    planned = plan(deployment("smol", "cpu"))
+    upstreams = (
+        UpstreamEntry(
+            model="far", url="http://10.0.0.5:8000/v1/", engine="vllm", key_file=Path("/k"), weight=2
+        ),
+        UpstreamEntry(model="embed", url="http://10.0.0.6", task="embed", upstream_model="org/E"),
+        UpstreamEntry(model="far", url="http://10.0.0.7/v1", context=64, concurrency=3),
+    )
+    processes = triton_processes(planned, FOLDERS)
+    routes = render_routes(planned, processes, FOLDERS, URLS, created=17, upstreams=upstreams)
+    smol, far, embed = routes.routes
+    assert [smol.passed_on, far.passed_on, embed.passed_on] == [False, True, True]
+    first = Endpoint(
+        name="10.0.0.5:8000",
+        url="http://10.0.0.5:8000/v1/",
+        engine="vllm",
+        model="far",
+        weight=2,
+        key_file="/k",
+    )
+    second = Endpoint(
+        name="10.0.0.7", url="http://10.0.0.7/v1", engine="openai", model="far", context=64, max_num_seqs=3
+    )
+    assert far == Route(
+        model="far", task="chat", context=64, folder="", endpoints=(first, second), created=17
+    )
+    assert (embed.task, embed.endpoints[0].model) == ("embed", "org/E")
+    with pytest.raises(ConfigError, match="`smol` is planned here too"):
+        clash = UpstreamEntry(model="smol", url="http://10.0.0.5")
+        render_routes(planned, processes, FOLDERS, URLS, created=17, upstreams=(clash,))
 
 
 def test_a_process_serves_its_own_models_only() -> None:

@@ -189,7 +189,9 @@ class _Up:
         ports: Mapping[str, tuple[int, int]],
     ) -> None:
         urls = {name: f"http://127.0.0.1:{pair[0]}" for name, pair in ports.items()}
-        routes = render_routes(plan, processes, folders, urls, created=int(time.time()))
+        upstreams = self._factory.gateway.upstreams
+        created = int(time.time())
+        routes = render_routes(plan, processes, folders, urls, created=created, upstreams=upstreams)
         write_json(self._paths.run / "plan.json", plan)
         write_json(self._paths.run / "routes.json", routes)
 

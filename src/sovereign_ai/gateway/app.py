@@ -31,6 +31,7 @@ from sovereign_ai.gateway.exchange import CLIENT_GONE, ClientGone, Exchange, Hea
 from sovereign_ai.gateway.flight import Flight, Interruption
 from sovereign_ai.gateway.journal import Clock, Journal, RequestRecord, Write
 from sovereign_ai.gateway.metrics import UNKNOWN, Metrics
+from sovereign_ai.gateway.passing import Passer
 from sovereign_ai.gateway.proxy import Proxy, Served, no_such_model
 from sovereign_ai.gateway.templates import PromptBuilder, load_prompt_builder
 from sovereign_ai.gateway.usher import AdmittingClient, CountedPool, PermittedModels
@@ -93,7 +94,11 @@ class Gateway:
         self._door = Door(settings, self.metrics, self.pool.capacity, spent, clock=clock, monotonic=monotonic)
         client = AdmittingClient(self.pool, self.metrics, self.journal, self._door)
         proxy = Proxy(PermittedModels(served), client, clock=clock, monotonic=monotonic, new_id=new_id)
-        self._posts: Mapping[str, AnswerBody] = proxy.answers
+        self._passed = {route.model: route for route in routes.routes if route.passed_on}
+        passer = Passer(PermittedModels(self._passed), client, monotonic)
+        self._posts: Mapping[str, AnswerBody] = {
+            path: partial(passer.answer, answer) for path, answer in proxy.answers.items()
+        }
         self._gets: dict[str, Answer] = {
             MODELS: self._models,
             HEALTHZ: self._healthz,
@@ -129,6 +134,7 @@ class Gateway:
         return {
             route.model: here.get(route.folder) or load_prompt_builder(Path(route.folder))
             for route in routes.routes
+            if not route.passed_on
         }
 
     async def replace(self, routes: Routes, prompts: Mapping[str, PromptBuilder]) -> None:
@@ -136,7 +142,9 @@ class Gateway:
         await self.pool.replace(routes)
         self._routes = routes
         self._served.clear()
-        self._served.update({one.model: Served(one, prompts[one.model]) for one in routes.routes})
+        self._served.update(served_here(routes, prompts))
+        self._passed.clear()
+        self._passed.update({one.model: one for one in routes.routes if one.passed_on})
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:
@@ -311,6 +319,11 @@ class Gateway:
             self.metrics.observe(record, duration_s)
 
 
+def served_here(routes: Routes, prompts: Mapping[str, PromptBuilder]) -> dict[str, Served]:
+    """The models whose chats are rendered here."""
+    return {one.model: Served(one, prompts[one.model]) for one in routes.routes if not one.passed_on}
+
+
 def create_app(
     routes: Routes,
     keys: KeyTable,
@@ -332,12 +345,15 @@ def create_app(
     before; `usage` takes what each request spends.
     """
     if prompts is None:
-        prompts = {route.model: load_prompt_builder(Path(route.folder)) for route in routes.routes}
-    served = {route.model: Served(route, prompts[route.model]) for route in routes.routes}
+        prompts = {
+            route.model: load_prompt_builder(Path(route.folder))
+            for route in routes.routes
+            if not route.passed_on
+        }
     return Gateway(
         routes,
         keys,
-        served,
+        served_here(routes, prompts),
         max_body_bytes=max_body_bytes,
         settings=settings or GatewaySettings(),
         spent=spent or {},

@@ -260,9 +260,10 @@ class Client:
         )
         return await self._ask(head + body)
 
-    async def get(self, path: str) -> Response:
+    async def get(self, path: str, headers: bytes = b"") -> Response:
         """Raises CannotConnect or Broken."""
-        return await self._ask(b"GET %b HTTP/1.1\r\n%b\r\n" % (path.encode(), self._host_header))
+        head = b"GET %b HTTP/1.1\r\n%b%b\r\n" % (path.encode(), self._host_header, headers)
+        return await self._ask(head)
 
     async def _ask(self, data: bytes) -> Response:
         """Once more, on a new connection, where one that was used before breaks without having said anything:

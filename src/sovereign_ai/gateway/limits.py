@@ -191,13 +191,18 @@ def month_of(wall: float) -> str:
 
 
 def until_tomorrow_s(wall: float) -> float:
-    return DAY_S - wall % DAY_S
+    return DAY_S - _since_midnight_s(wall)
 
 
 def until_next_month_s(wall: float) -> float:
     today = _EPOCH + timedelta(days=math.floor(wall / DAY_S))
     first = date(today.year + today.month // 12, today.month % 12 + 1, 1)
-    return (first - today).days * DAY_S - wall % DAY_S
+    return (first - today).days * DAY_S - _since_midnight_s(wall)
+
+
+def _since_midnight_s(wall: float) -> float:
+    """`%` rounds otherwise than the division that names the day."""
+    return wall - math.floor(wall / DAY_S) * DAY_S
 
 
 @lru_cache(maxsize=8)

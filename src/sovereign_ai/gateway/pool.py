@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing, contextmanager
+from pathlib import Path
 
 from yarl import URL
 
-from sovereign_ai.errors import UpstreamUnavailable
+from sovereign_ai.errors import UpstreamUnavailable, UsageError
 from sovereign_ai.gateway.affinity import Affinity
 from sovereign_ai.gateway.breaker import Breaker
-from sovereign_ai.gateway.client import Client
+from sovereign_ai.gateway.client import JSON_HEADERS, Client
 from sovereign_ai.gateway.journal import Clock, Journal
 from sovereign_ai.gateway.metrics import Metrics
 from sovereign_ai.gateway.picker import pick
@@ -33,7 +35,14 @@ SILENCE_S = 10.0
 long prompt takes longer on a small machine: silence alone proves nothing."""
 
 
-Key = tuple[str, str, str, str]
+UNKNOWN_CONTEXT = sys.maxsize
+"""Of an endpoint that judges lengths itself."""
+
+READY_PATHS = {"vllm": "/health", "openai": "/v1/models"}
+"""What answers 200 where requests are passed on: vLLM's asks its engine, other servers have nothing in common
+but the list of their models."""
+
+Key = tuple[str, ...]
 
 
 class Upstream:
@@ -43,18 +52,31 @@ class Upstream:
         self.route_model = route.model
         self.name = endpoint.name
         self.weight = endpoint.weight
-        self.context = endpoint.context or route.context
+        self.context = endpoint.context or route.context or UNKNOWN_CONTEXT
         self.healthy = False
         self.breaker = Breaker()
         self.held_until = 0.0
-        self.key = (route.model, endpoint.name, endpoint.url, endpoint.model)
+        self.key: Key = (
+            route.model,
+            endpoint.name,
+            endpoint.url,
+            endpoint.model,
+            endpoint.engine,
+            endpoint.key_file,
+        )
         """Another one makes another upstream; weight and context may change in place."""
         self._clock = clock
         self._heard = clock()
         self.outstanding = 0
         self.client = Client(URL(endpoint.url))
+        self.model, self.engine = endpoint.model, endpoint.engine
+        self.headers = JSON_HEADERS + _authorization(endpoint)
+        self.root = URL(endpoint.url).path.rstrip("/").removesuffix("/v1")
+        """Of the paths of an endpoint that requests are passed on to."""
         base = URL(endpoint.url).path.rstrip("/") + f"/v2/models/{endpoint.model}"
         self.ready_path, self.infer_path = f"{base}/ready", f"{base}/infer"
+        if endpoint.engine != "triton":
+            self.ready_path = self.root + READY_PATHS[endpoint.engine]
         self.generate_path = f"{base}/generate_stream"
         self.question = (self.infer_path, triton.infer_body(["."]))
         """Where and how to ask for a sign of life: the smallest request there is."""
@@ -229,8 +251,16 @@ class Pool:
             if upstream.is_silent():
                 await self.examine(upstream)
 
+    async def _examine_passing(self, upstream: Upstream) -> None:
+        """A server without Triton's habits is dead when it does not answer at all: its requests are ended."""
+        if not upstream.healthy:
+            upstream.abandon()
+
     async def examine(self, upstream: Upstream) -> None:
         """Ask the model's process itself. A late answer or none proves nothing; only Triton's word does."""
+        if upstream.engine != "triton":
+            await self._examine_passing(upstream)
+            return
         path, body = upstream.question
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
@@ -246,7 +276,7 @@ class Pool:
     async def _is_ready(self, upstream: Upstream) -> bool:
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
-                response = await upstream.client.get(upstream.ready_path)
+                response = await upstream.client.get(upstream.ready_path, upstream.headers)
                 with closing(response):
                     await response.read()
                     return response.status == 200
@@ -263,3 +293,16 @@ class Pool:
 
     def _all(self) -> list[Upstream]:
         return [upstream for upstreams in self._by_model.values() for upstream in upstreams]
+
+
+def _authorization(endpoint: Endpoint) -> bytes:
+    """A header line, or none. Raises UsageError."""
+    if not endpoint.key_file:
+        return b""
+    try:
+        key = Path(endpoint.key_file).read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{endpoint.key_file}: cannot read the key for {endpoint.name}: {error}") from error
+    if not key or not key.isprintable():
+        raise UsageError(f"{endpoint.key_file} does not hold a key for {endpoint.name}")
+    return f"Authorization: Bearer {key}\r\n".encode()

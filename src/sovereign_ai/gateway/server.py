@@ -123,11 +123,11 @@ class Reloader:
         try:
             routes = await asyncio.to_thread(_read_routes, self._path)
             prompts = await asyncio.to_thread(self._gateway.prompts_for, routes)
+            await self._gateway.replace(routes, prompts)
         except SovereignError as error:
             self._gateway.metrics.routes_valid.set(0)
             self._gateway.journal.event("routes_broken", error=error.message)
             return
-        await self._gateway.replace(routes, prompts)
         self._gateway.metrics.routes_valid.set(1)
         self._gateway.journal.event("routes_loaded", models=[route.model for route in routes.routes])
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
-from contextlib import asynccontextmanager, closing
+from contextlib import AbstractContextManager, asynccontextmanager, closing
 from functools import partial
 from typing import TypeVar
 
@@ -88,6 +88,11 @@ class TritonClient:
         self._pool, self._metrics, self._journal = pool, metrics, journal
 
     @asynccontextmanager
+    async def place(self, model: str, tokens: int) -> AsyncIterator[None]:
+        """Within it an endpoint of `model` may be asked for so many tokens."""
+        yield
+
+    @asynccontextmanager
     async def answer(self, route: Route, order: Order, *, tokens: int) -> AsyncIterator[Answer]:
         """Generate; leaving the block early cancels in the engine. `tokens`: what prompt and answer need of a
         context at least. Raises ApiError."""
@@ -95,26 +100,25 @@ class TritonClient:
 
         async def open_(order: Order) -> TokenStream:
             # Where an answer broke off it is not continued.
-            stream, upstream = await self._with_second_try(
+            stream, upstream = await self.with_second_try(
                 route.model, partial(self._open, order.body), order.text, tokens, failed
             )
             failed.append(upstream)
             return stream
 
         def again(error: ApiError) -> None:
-            self._metrics.continuations.labels(route.model).inc()
-            self._journal.event("continued", model=route.model, endpoint=failed[-1].name, after=error.code)
+            self.note_continuation(route.model, failed[-1], error)
 
-        with self._metrics.running.labels(route.model).track_inprogress():
+        with self.running(route.model):
             async with Answer(order, open_, continuations=route.continuations, again=again) as answer:
                 yield answer
 
     async def embed(self, model: str, texts: Sequence[str]) -> triton.Embeddings:
         """Embeddings of at most MAX_INFER_TEXTS texts. Raises ApiError."""
-        with self._metrics.running.labels(model).track_inprogress():
-            return (await self._with_second_try(model, partial(self._infer, texts)))[0]
+        with self.running(model):
+            return (await self.with_second_try(model, partial(self._infer, texts)))[0]
 
-    async def _with_second_try(
+    async def with_second_try(
         self,
         model: str,
         attempt: Callable[[Upstream], Awaitable[_T]],
@@ -154,7 +158,7 @@ class TritonClient:
         except BaseException:
             upstream.end()
             raise
-        stream = TokenStream(upstream, response, partial(self._broken, upstream))
+        stream = TokenStream(upstream, response, partial(self.broken, upstream))
         try:
             await stream.read_ahead()
         except BaseException:
@@ -169,7 +173,7 @@ class TritonClient:
                 try:
                     body = await response.read()
                 except Broken as error:
-                    raise self._broken(upstream, repr(error)) from error
+                    raise self.broken(upstream, repr(error)) from error
             head_length = int(response.headers.get(b"inference-header-content-length", len(body)))
             return triton.read_embeddings(body, head_length, len(texts))
 
@@ -181,12 +185,8 @@ class TritonClient:
                 return response
             with closing(response):
                 message = triton.error_message(await response.read())
-        except CannotConnect as error:
-            self._pool.mark_down(upstream)
-            self._report(upstream, repr(error))
-            raise UpstreamUnavailable("the engine cannot be reached", code="engine_unreachable") from error
-        except Broken as error:
-            raise self._broken(upstream, repr(error)) from error
+        except OSError as error:
+            raise self.lost(upstream, error) from error
         raise self._refused(upstream, response.status, message)
 
     def _refused(self, upstream: Upstream, status: int, message: str) -> ApiError:
@@ -195,9 +195,27 @@ class TritonClient:
             self._note(upstream, f"status {status}: {message}")
         return error
 
-    def _broken(self, upstream: Upstream, reason: str) -> ApiError:
+    def lost(self, upstream: Upstream, error: OSError) -> ApiError:
+        """What a client is told when there is no connection, or none any more."""
+        if not isinstance(error, CannotConnect):
+            return self.broken(upstream, repr(error))
+        self._pool.mark_down(upstream)
+        self._report(upstream, repr(error))
+        return UpstreamUnavailable("the engine cannot be reached", code="engine_unreachable")
+
+    def broken(self, upstream: Upstream, reason: str) -> ApiError:
+        """What a client is told when an answer breaks off."""
         self._note(upstream, reason)
         return UpstreamFailed(triton.STOPPED, code="engine_stopped")
+
+    def note_continuation(self, model: str, after: Upstream, error: ApiError) -> None:
+        """An answer that `after` began goes on elsewhere."""
+        self._metrics.continuations.labels(model).inc()
+        self._journal.event("continued", model=model, endpoint=after.name, after=error.code)
+
+    def running(self, model: str) -> AbstractContextManager[None]:
+        """Counts a request as running."""
+        return self._metrics.running.labels(model).track_inprogress()
 
     def _note(self, upstream: Upstream, reason: str) -> None:
         if triton.is_dead(reason):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
 from sovereign_ai.errors import UpstreamUnavailable
 from sovereign_ai.gateway.admission import check_model
@@ -16,7 +17,6 @@ from sovereign_ai.gateway.door import Door
 from sovereign_ai.gateway.journal import Clock, Journal
 from sovereign_ai.gateway.metrics import Metrics
 from sovereign_ai.gateway.pool import Pool, Upstream
-from sovereign_ai.gateway.proxy import Served
 from sovereign_ai.gateway.upstream import TritonClient
 from sovereign_ai.gateway.visit import CURRENT, Visit
 from sovereign_ai.gateway.wire import triton
@@ -76,37 +76,44 @@ class AdmittingClient(TritonClient):
         self._door = door
 
     @asynccontextmanager
+    async def place(self, model: str, tokens: int) -> AsyncIterator[None]:
+        ticket = await self._door.admit(_current(), model, tokens)
+        try:
+            yield
+        finally:
+            self._door.release(model, ticket)
+
+    @asynccontextmanager
     async def answer(self, route: Route, order: Order, *, tokens: int) -> AsyncIterator[Answer]:
         visit = _current()
         # further choices read the same prompt, and it is billed once
         prompt = 0 if visit.reserved else visit.record.prompt_tokens
-        ticket = await self._door.admit(visit, route.model, prompt + order.max_tokens)
-        try:
-            async with super().answer(route, order, tokens=tokens) as answer:
-                visit.record.answered = True
-                yield answer
-        finally:
-            self._door.release(route.model, ticket)
+        async with (
+            self.place(route.model, prompt + order.max_tokens),
+            super().answer(route, order, tokens=tokens) as answer,
+        ):
+            visit.record.answered = True
+            yield answer
 
     async def embed(self, model: str, texts: Sequence[str]) -> triton.Embeddings:
         visit = _current()
         tokens = sum(len(text) // CHARACTERS_PER_TOKEN + 1 for text in texts)
-        ticket = await self._door.admit(visit, model, tokens)
-        try:
+        async with self.place(model, tokens):
             found = await super().embed(model, texts)
-        finally:
-            self._door.release(model, ticket)
         visit.record.answered = True
         return found
 
 
-class PermittedModels(Mapping[str, Served]):
+_T = TypeVar("_T")
+
+
+class PermittedModels(Mapping[str, _T]):
     """The models, of which a request finds only those that its key may ask. Raises Forbidden for others."""
 
-    def __init__(self, served: Mapping[str, Served]) -> None:
+    def __init__(self, served: Mapping[str, _T]) -> None:
         self._served = served
 
-    def __getitem__(self, model: str) -> Served:
+    def __getitem__(self, model: str) -> _T:
         found = self._served[model]
         if (visit := CURRENT.get()) is not None:
             check_model(visit.key, model)

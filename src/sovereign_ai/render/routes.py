@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from sovereign_ai.config import UpstreamEntry
+from sovereign_ai.errors import ConfigError
 from sovereign_ai.render.triton import TritonProcess
 from sovereign_ai.spec import Deployment, Endpoint, Plan, Route, Routes
 
@@ -16,26 +18,66 @@ def render_routes(
     *,
     created: int,
     continuations: int = 2,
+    upstreams: Sequence[UpstreamEntry] = (),
 ) -> Routes:
     """`urls` maps a process's name to its base URL, `created` is a Unix time in seconds (as OpenAI's
     model objects carry it). Copies of a model are endpoints of one route, in order of tier; each is weighed
-    by the speed that was predicted for its full batch."""
+    by the speed that was predicted for its full batch. `upstreams` are models that others serve. Raises
+    ConfigError where one has the name of a planned model."""
     ranks = {tier.name: tier.rank for tier in plan.tiers}
     copies: dict[str, list[Deployment]] = {}
     for deployment in plan.deployments:
         copies.setdefault(deployment.model, []).append(deployment)
-    return Routes(
-        routes=tuple(
-            _route(
-                sorted(members, key=lambda one: (ranks.get(one.tier, 0), one.replica)),
-                processes,
-                folders[model],
-                urls,
-                created=created,
-                continuations=continuations,
-            )
-            for model, members in copies.items()
+    if doubled := [one.model for one in upstreams if one.model in copies]:
+        raise ConfigError(
+            f"gateway.upstreams: `{doubled[0]}` is planned here too", "give one of the two another name"
         )
+    planned = tuple(
+        _route(
+            sorted(members, key=lambda one: (ranks.get(one.tier, 0), one.replica)),
+            processes,
+            folders[model],
+            urls,
+            created=created,
+            continuations=continuations,
+        )
+        for model, members in copies.items()
+    )
+    return Routes(routes=planned + upstream_routes(upstreams, created=created, continuations=continuations))
+
+
+def upstream_routes(
+    upstreams: Sequence[UpstreamEntry], *, created: int, continuations: int
+) -> tuple[Route, ...]:
+    """Routes to servers that others run. Several upstreams of one model are endpoints of one route."""
+    members: dict[str, list[UpstreamEntry]] = {}
+    for one in upstreams:
+        members.setdefault(one.model, []).append(one)
+    return tuple(
+        Route(
+            model=model,
+            task=those[0].task,
+            context=max(one.context for one in those),
+            folder="",
+            endpoints=tuple(_upstream_endpoint(one) for one in those),
+            created=created,
+            continuations=continuations,
+        )
+        for model, those in members.items()
+    )
+
+
+def _upstream_endpoint(one: UpstreamEntry) -> Endpoint:
+    return Endpoint(
+        # what people see in status and metrics: the address says best which it is
+        name=one.url.partition("://")[2].rstrip("/").removesuffix("/v1"),
+        url=one.url,
+        engine=one.engine,
+        model=one.upstream_model or one.model,
+        weight=one.weight,
+        context=one.context,
+        max_num_seqs=one.concurrency,
+        key_file=str(one.key_file or ""),
     )
 
 
