@@ -28,7 +28,7 @@ import tempfile
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import msgspec
 import uvloop
@@ -204,10 +204,18 @@ def tokenizer(folder: Path) -> None:
     )
 
 
-async def ours(started: Started, folder: Path, upstream: str) -> Target:
-    """This gateway on the Triton path, keys, metrics and ledger as they are."""
+PATHS: dict[Literal["triton", "openai"], str] = {
+    "triton": "this gateway, Triton path",
+    "openai": "this gateway, passing on",
+}
+
+
+async def ours(started: Started, base: Path, upstream: str, engine: Literal["triton", "openai"]) -> Target:
+    """This gateway, keys, metrics and ledger as they are."""
+    folder = base / engine
+    folder.mkdir()
     tokenizer(folder)
-    endpoint = Endpoint(name="mock", url=upstream, engine="triton", model="m")
+    endpoint = Endpoint(name="mock", url=upstream, engine=engine, model="m")
     route = Route(model="m", task="chat", context=8192, folder=str(folder), endpoints=(endpoint,))
     routes = folder / "routes.json"
     routes.write_bytes(msgspec.json.encode(Routes(routes=(route,))))
@@ -217,10 +225,10 @@ async def ours(started: Started, folder: Path, upstream: str) -> Target:
     command = [sys.executable, "-m", "sovereign_ai", "gateway", "--routes", str(routes)]
     settings = json.dumps({"host": "127.0.0.1", "port": port})
     command += ["--ledger", str(folder / "ledger.sqlite"), "--settings", settings]
-    pid = started.run("ours", command)
+    pid = started.run(engine, command)
     headers = f"Authorization: Bearer {secret}\r\n".encode()
-    target = Target("this gateway, Triton path", f"http://127.0.0.1:{port}", pid, headers)
-    await started.wait("ours", target.url, headers)
+    target = Target(PATHS[engine], f"http://127.0.0.1:{port}", pid, headers)
+    await started.wait(engine, target.url, headers)
     return target
 
 
@@ -253,7 +261,9 @@ async def targets(started: Started, folder: Path, options: argparse.Namespace) -
     upstream = f"http://127.0.0.1:{upstream_port}"
     started.run("upstream", [sys.executable, str(HERE / "mock_engine.py"), str(upstream_port)])
     await started.wait("upstream", upstream)
-    found = [Target("direct", upstream, None), await ours(started, folder, upstream)]
+    found = [Target("direct", upstream, None)]
+    for engine in PATHS:
+        found.append(await ours(started, folder, upstream, engine))
     pump = started.run("pump", [sys.executable, str(HERE / "byte_pump.py"), str(pump_port), upstream])
     await started.wait("pump", f"http://127.0.0.1:{pump_port}")
     found.append(Target("uvicorn + aiohttp, bytes only", f"http://127.0.0.1:{pump_port}", pump))
@@ -315,12 +325,12 @@ def show(rows: list[dict[str, Any]]) -> None:
             cells = [str(row.get(name, "–")) for name in names]
             print(f"| {row['name']} | {' | '.join(cells)} | {row['rss_mib']} |")
         print()
-    own = next(row for row in rows if row["name"].startswith("this"))
-    for row in rows:
-        if row is own or row["name"] == "direct":
-            continue
-        ratios = [f"{name}: {own[name] / row[name]:.2f}" for name in columns if row.get(name)]
-        print(f"this gateway / {row['name']}: " + ", ".join(ratios))
+    for own in (row for row in rows if row["name"] in PATHS.values()):
+        for row in rows:
+            if row["name"] in PATHS.values() or row["name"] == "direct":
+                continue
+            ratios = [f"{name}: {own[name] / row[name]:.2f}" for name in columns if row.get(name)]
+            print(f"{own['name']} / {row['name']}: " + ", ".join(ratios))
 
 
 async def run(options: argparse.Namespace) -> None:
