@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from sovereign_ai.config import (
     SOURCES_HINT,
+    ClusterStorage,
     EngineSettings,
     Factory,
     GatewaySettings,
@@ -202,13 +203,13 @@ def test_nothing_said_means_defaults(tmp_path: Path, text: str) -> None:
             "\nzzz: 1\n",
             2,
             "unknown key `zzz`",
-            "known keys here: models, storage, gateway, tiers, planner, engine",
+            "known keys here: models, storage, gateway, tiers, planner, engine, kubernetes",
         ),
         (
             "<<: {}\n",
             1,
             "unknown key `<<`",
-            "known keys here: models, storage, gateway, tiers, planner, engine",
+            "known keys here: models, storage, gateway, tiers, planner, engine, kubernetes",
         ),
         (
             "storage: /a\n\nstorage: /b\n",
@@ -550,6 +551,51 @@ def test_the_gateways_settings(tmp_path: Path) -> None:
     assert (gateway.queue, gateway.queue_timeout_s, gateway.usage_days) == (0, 5.0, 7)
     assert [one.key_file for one in gateway.upstreams] == [tmp_path / "far.key", None]
     assert decode_gateway(encode_gateway(gateway)) == gateway
+
+
+CLUSTER = """
+kubernetes:
+  namespace: ai
+  version: "1.34"
+  pinning: dra
+  runtime_class: nvidia
+  engine_image: registry.local:5000/engine:1.0
+  control_image: localhost/control@sha256:HEX
+  pull_secrets: [mine]
+  clients: [web]
+  shared_memory_gib: 8
+  gateway_replicas: 3
+  storage: {kind: hostPath, path: /mnt/models, capacity_gib: 500}
+""".replace("HEX", "0" * 64)
+
+
+def test_the_clusters_settings(tmp_path: Path) -> None:
+    cluster = load(tmp_path, CLUSTER).kubernetes
+    assert (cluster.namespace, cluster.version, cluster.pinning) == ("ai", "1.34", "dra")
+    assert cluster.storage == ClusterStorage(kind="hostPath", path=Path("/mnt/models"), capacity_gib=500)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("namespace: ai", "namespace: Ai", "factory.yaml:3: `Ai` is not a name that Kubernetes takes"),
+        ("[mine]", "['a b']", "factory.yaml:9: `a b` is not a name"),
+        ("[web]", "['-']", "factory.yaml:10: `-` is not a name"),
+        ('"1.34"', '"1.30"', "factory.yaml:4: 1.30 is not one of 1.31"),
+        ('"1.34"', '"1.33"', "factory.yaml:5: `dra` needs Kubernetes 1.34, this is 1.33"),
+        ("engine:1.0", "engine:latest", "factory.yaml:7: .* is not an image with a tag"),
+        ("engine:1.0", "engine", "factory.yaml:7: .* is not an image with a tag"),
+        ("gib: 8", "gib: 0", "factory.yaml:11: 0 is not between 1 and 1024"),
+        ("replicas: 3", "replicas: 0", "factory.yaml:12: 0 is not between 1 and 100"),
+        ("/mnt/models", "mnt/models", "factory.yaml:13: mnt/models is not an absolute path"),
+        ("/mnt/models", "/mnt/../etc", "factory.yaml:13: /mnt/../etc is not an absolute path"),
+        ("gib: 500", "gib: 0", "factory.yaml:13: capacity_gib 0 is not between"),
+    ],
+)
+def test_cluster_settings_that_cannot_be(tmp_path: Path, old: str, new: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path, CLUSTER.replace(old, new))
+    assert re.search(said, caught.value.message.replace(f"{tmp_path}/", "")), caught.value.message
 
 
 def test_settings_that_are_none() -> None:

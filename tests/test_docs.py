@@ -24,6 +24,8 @@ import pytest
 
 from sovereign_ai.catalog.releases import DEFAULT_RELEASE
 from sovereign_ai.config import (
+    ClusterSettings,
+    ClusterStorage,
     EngineSettings,
     Factory,
     GatewaySettings,
@@ -31,6 +33,7 @@ from sovereign_ai.config import (
     ModelEntry,
     PlannerSettings,
     TierRule,
+    UpstreamEntry,
     load_factory,
 )
 from sovereign_ai.spec import Format
@@ -151,6 +154,9 @@ def test_every_option_is_in_the_reference(here: Here, verb: str) -> None:
         ("planner", PlannerSettings),
         ("engine", EngineSettings),
         ("gateway", GatewaySettings),
+        ("gateway.upstreams", UpstreamEntry),
+        ("kubernetes", ClusterSettings),
+        ("kubernetes.storage", ClusterStorage),
     ],
 )
 def test_every_key_of_factory_yaml_is_in_the_reference(heading: str, struct: type[msgspec.Struct]) -> None:

@@ -10,7 +10,7 @@ import math
 import os
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn, get_args
 
@@ -52,6 +52,16 @@ UPSTREAM_URL = re.compile(
     r"https?://[A-Za-z0-9._-]+(:[0-9]{1,5})?(/[A-Za-z0-9._~-]+)*/?|https?://\[[0-9a-f:]+\](:[0-9]{1,5})?/?(v1/?)?"
 )
 MAX_SERVED_NAME = 200
+MAX_GIB = 1_000_000
+
+DNS_LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+"""RFC 1123, as Kubernetes names namespaces."""
+CLUSTER_VERSIONS = ("1.31", "1.32", "1.33", "1.34", "1.35", "1.36", "1.37")
+DRA_FROM = CLUSTER_VERSIONS.index("1.34")
+"""resource.k8s.io/v1 exists from there on."""
+IMAGE = re.compile(
+    r"(?!.*:latest$)[a-z0-9][a-z0-9._:/-]*(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127}|@sha256:[0-9a-f]{64})"
+)
 
 MAX_QUEUE = 1_000_000
 MAX_QUEUE_TIMEOUT_S = 86_400
@@ -227,6 +237,51 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """Days that the usage of every single request is kept; then its day's sums are."""
 
 
+class ClusterStorage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The drive of the models on every node."""
+
+    kind: Literal["local", "hostPath"] = "local"
+    """`local`: a PersistentVolume a node, which passes Pod Security's `restricted`. `hostPath` does not even
+    pass `baseline`."""
+    path: Path = Path("/mnt/sovereign-storage")
+    """Where the drive is mounted; models lie below `models/NAME/VERSION`."""
+    capacity_gib: int = 1000
+    """What the PersistentVolume says of its size; nothing enforces it."""
+
+
+Pinning = Literal["auto", "tokens", "dra", "device-plugin", "env"]
+
+
+class ClusterSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The Kubernetes cluster that the plan is rendered for."""
+
+    namespace: str = "sovereign"
+    """Where everything of the stack lives."""
+    version: str = "1.31"
+    """The cluster's minor version, from 1.31 on; `apply` compares it with the cluster's own."""
+    pinning: Pinning = "auto"
+    """How pods get their cards: `tokens` below 1.34 and `dra` from there on, or as said."""
+    runtime_class: str | None = None
+    """A RuntimeClass that the cluster has. Default: `sovereign-nvidia` is made, with the handler `nvidia`."""
+    engine_image: str | None = None
+    """Default: NVIDIA's Triton image with vLLM of `engine.release`."""
+    control_image: str = "localhost/sovereign-ai:0.1.0"
+    """Of gateway and agent: there is no registry of ours, so it is loaded on the nodes."""
+    pull_policy: Literal["Always", "IfNotPresent", "Never"] = "IfNotPresent"
+    pull_secrets: tuple[str, ...] = ()
+    """Names of Secrets of the namespace."""
+    storage: ClusterStorage = ClusterStorage()
+    shared_memory_gib: int = 32
+    """Shared memory of the primary tier's pods; others have a quarter. It is a bound, not a reservation."""
+    gateway_replicas: int = 2
+    clients: tuple[str, ...] = ()
+    """Namespaces whose pods may reach the gateway, besides the stack's own."""
+    monitoring: bool = False
+    """Whether ServiceMonitors and a Grafana dashboard are made: the cluster needs Prometheus' operator."""
+    agent: bool = True
+    """Whether the node agent runs on every node with cards."""
+
+
 class Factory(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole of factory.yaml. Without a file: `Factory()`, and the catalog's default models."""
 
@@ -237,6 +292,7 @@ class Factory(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     tiers: tuple[TierRule, ...] = ()
     planner: PlannerSettings = PlannerSettings()
     engine: EngineSettings = EngineSettings()
+    kubernetes: ClusterSettings = ClusterSettings()
 
 
 class Paths(msgspec.Struct, frozen=True, kw_only=True):
@@ -307,6 +363,7 @@ def load_factory(path: Path) -> Factory:
     _check_gateway(document, factory.gateway)
     _check_limits(document, factory.gateway)
     _check_upstreams(document, factory)
+    _check_cluster(document, factory.kubernetes)
     _check_door(document, factory.gateway)
     _check_planning(document, factory)
     return _resolve_paths(document, factory)
@@ -641,26 +698,63 @@ def _check_upstreams(document: _Document, factory: Factory) -> None:
     tasks: dict[str, Task] = {}
     seen: set[tuple[str, str]] = set()
     for index, one in enumerate(factory.gateway.upstreams):
-
-        def refuse(key: str, problem: str, hint: str = "", index: int = index) -> NoReturn:
-            raise ConfigError(f"{document.at('gateway', 'upstreams', index, key)}: {problem}", hint)
-
+        problem = _upstream_problem(one)
         if one.model in planned:
-            refuse("model", f"`{one.model}` is planned here too: give one of the two another name")
-        if not one.model.isprintable() or not 0 < len(one.model) <= MAX_SERVED_NAME:
-            refuse("model", f"`{one.model}` cannot be a model's name")
-        if not UPSTREAM_URL.fullmatch(one.url):
-            refuse("url", f"`{one.url}` is not the address of a server", "write http://HOST[:PORT]")
-        if tasks.setdefault(one.model, one.task) != one.task:
-            refuse("task", f"`{one.model}` has another task at another upstream")
-        if (one.model, one.url) in seen:
-            refuse("url", f"`{one.url}` is named twice for `{one.model}`")
+            problem = ("model", f"`{one.model}` is planned here too: give one of the two another name")
+        elif tasks.setdefault(one.model, one.task) != one.task:
+            problem = ("task", f"`{one.model}` has another task at another upstream")
+        elif (one.model, one.url) in seen:
+            problem = ("url", f"`{one.url}` is named twice for `{one.model}`")
         seen.add((one.model, one.url))
-        if not 0 < one.weight < math.inf:
-            refuse("weight", f"weight {one.weight:g} is not above 0")
-        for key, most in (("context", MAX_LIMIT), ("concurrency", MAX_CONCURRENCY)):
-            if not 0 <= getattr(one, key) <= most:
-                refuse(key, f"{key} {getattr(one, key)} is not between 0 and {most}")
+        if problem:
+            raise ConfigError(f"{document.at('gateway', 'upstreams', index, problem[0])}: {problem[1]}")
+
+
+def _upstream_problem(one: UpstreamEntry) -> tuple[str, str] | None:
+    """The key that is wrong, and how."""
+    if not one.model.isprintable() or not 0 < len(one.model) <= MAX_SERVED_NAME:
+        return "model", f"`{one.model}` cannot be a model's name"
+    if not UPSTREAM_URL.fullmatch(one.url):
+        return "url", f"`{one.url}` is not the address of a server: write http://HOST[:PORT]"
+    if not 0 < one.weight < math.inf:
+        return "weight", f"weight {one.weight:g} is not above 0"
+    for key, most in (("context", MAX_LIMIT), ("concurrency", MAX_CONCURRENCY)):
+        if not 0 <= getattr(one, key) <= most:
+            return key, f"{key} {getattr(one, key)} is not between 0 and {most}"
+    return None
+
+
+def _check_cluster(document: _Document, cluster: ClusterSettings) -> None:
+    names = {"namespace": [cluster.namespace], "runtime_class": [cluster.runtime_class or "none"]}
+    names |= {"pull_secrets": list(cluster.pull_secrets), "clients": list(cluster.clients)}
+    wrong = [(key, name) for key, those in names.items() for name in those if not DNS_LABEL.fullmatch(name)]
+    problems = [(key, f"`{name[:80]}` is not a name that Kubernetes takes") for key, name in wrong]
+    images = [("engine_image", cluster.engine_image), ("control_image", cluster.control_image)]
+    problems += [
+        (key, f"`{image[:200]}` is not an image with a tag (not `latest`) or a digest")
+        for key, image in images
+        if image is not None and not IMAGE.fullmatch(image)
+    ]
+    for key, problem in [*problems, *_version_problems(cluster), *_size_problems(cluster)][:1]:
+        raise ConfigError(f"{document.at('kubernetes', key)}: {problem}")
+
+
+def _version_problems(cluster: ClusterSettings) -> Iterator[tuple[str, str]]:
+    if cluster.version not in CLUSTER_VERSIONS:
+        yield "version", f"{cluster.version} is not one of {', '.join(CLUSTER_VERSIONS)}"
+    elif cluster.pinning == "dra" and CLUSTER_VERSIONS.index(cluster.version) < DRA_FROM:
+        yield "pinning", f"`dra` needs Kubernetes {CLUSTER_VERSIONS[DRA_FROM]}, this is {cluster.version}"
+
+
+def _size_problems(cluster: ClusterSettings) -> Iterator[tuple[str, str]]:
+    for key, least, most in (("shared_memory_gib", 1, 1024), ("gateway_replicas", 1, 100)):
+        if not least <= getattr(cluster, key) <= most:
+            yield key, f"{getattr(cluster, key)} is not between {least} and {most}"
+    storage = cluster.storage
+    if not storage.path.is_absolute() or ".." in storage.path.parts:
+        yield "storage", f"{storage.path} is not an absolute path"
+    if not 1 <= storage.capacity_gib <= MAX_GIB:
+        yield "storage", f"capacity_gib {storage.capacity_gib} is not between 1 and {MAX_GIB}"
 
 
 def _check_door(document: _Document, gateway: GatewaySettings) -> None:

@@ -284,7 +284,9 @@ def may_continue(path: str, asked: Asked, body: bytes) -> bool:
     if not asked.stream or path not in (CHAT, COMPLETIONS) or (asked.n or 1) != 1:
         return False
     fields = _fields_decoder.decode(body)
-    if any(bytes(fields.get(name, b"null")) not in (b"null", b"[]", b"false", b'""') for name in _UNCONTINUED):
+    if any(
+        bytes(fields.get(name, b"null")) not in (b"null", b"[]", b"false", b'""') for name in _UNCONTINUED
+    ):
         return False
     return path == CHAT or bytes(fields.get("prompt", b"")).startswith(b'"')
 
