@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sovereign_ai.config import (
+    FALLBACK_HINT,
     SOURCES_HINT,
     EngineSettings,
     Factory,
@@ -145,6 +146,33 @@ def test_wishes_out_of_bounds(tmp_path: Path, wish: str, message: str) -> None:
 def test_copies_on_the_same_devices(tmp_path: Path) -> None:
     line, message, _ = refused(tmp_path, entry() + "  devices: [GPU-1]\n  replicas: 2\n")
     assert (line, message) == (5, "replicas 2 copies cannot all be on the same `devices`")
+
+
+def test_fallbacks_are_kept_in_order(tmp_path: Path) -> None:
+    text = (
+        "models:\n  - {name: a, source: pypi:a, fallback: [c, b]}\n"
+        "  - {name: b, source: pypi:b, fallback: [a]}\n  - {name: c, source: pypi:c, task: chat}\n"
+    )
+    assert [model.fallback for model in load(tmp_path, text).models] == [("c", "b"), ("a",), ()]
+
+
+@pytest.mark.parametrize(
+    ("names", "message", "hint"),
+    [
+        ("[smoll]", "there is no model `smoll` to fall back to", "did you mean `smol`?"),
+        ("[zzz]", "there is no model `zzz` to fall back to", "models here: nemo, smol, bge"),
+        ("[smol, nemo]", "`nemo` cannot fall back to itself", ""),
+        ("[smol, smol]", "fallback names `smol` twice", ""),
+        ("[bge]", "`nemo` (chat) cannot fall back to `bge` (embed)", FALLBACK_HINT),
+        ("smol", "expected a list, got a text (at `models[0].fallback`)", ""),
+    ],
+)
+def test_fallbacks_that_cannot_be(tmp_path: Path, names: str, message: str, hint: str) -> None:
+    text = (
+        f"models:\n  - name: nemo\n    source: pypi:a\n    task: chat\n    fallback: {names}\n"
+        "  - {name: smol, source: pypi:b}\n  - {name: bge, source: pypi:c, task: embed}\n"
+    )
+    assert refused(tmp_path, text) == (5, message, hint)
 
 
 def test_where_is_not_a_key(tmp_path: Path) -> None:

@@ -64,6 +64,8 @@ _DEEPEST = 5
 _SET_BY_US = "where"
 """The field of an entry that says where it stands in the file; not a key of it."""
 
+FALLBACK_HINT = "a chat model falls back to chat models, an embedding model to embedding models"
+
 Step = str | int
 
 
@@ -100,6 +102,8 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     remote_code: bool = False
     """Whether Python code that comes with the model may be kept and run by the engine. Without it such a
     model is refused."""
+    fallback: tuple[str, ...] = ()
+    """Models that answer, in this order, where no endpoint of this one can. Theirs are never followed."""
     where: str = ""
     """file:line of the entry; set when the file is read."""
 
@@ -521,6 +525,34 @@ def _check_models(document: _Document, models: tuple[ModelEntry, ...]) -> None:
         seen[model.name] = where
         check_source(model.source, where=f"{document.at('models', index, 'source')}: ")
         _check_wish(document, index, model)
+    for index, model in enumerate(models):
+        _check_fallback(document, index, model, models)
+
+
+def _check_fallback(
+    document: _Document, index: int, model: ModelEntry, models: tuple[ModelEntry, ...]
+) -> None:
+    """A task that no file here tells of is looked at once the model is known: `fallback_problem`."""
+    tasks = {one.name: one.task for one in models}
+    for at, name in enumerate(model.fallback):
+        where = document.at("models", index, "fallback", at)
+        if name not in tasks:
+            near = _nearest(name, set(tasks) - {model.name})
+            hint = f"did you mean `{near}`?" if near else f"models here: {', '.join(tasks)}"
+            raise ConfigError(f"{where}: there is no model `{name}` to fall back to", hint)
+        if name == model.name:
+            raise ConfigError(f"{where}: `{name}` cannot fall back to itself")
+        if name in model.fallback[:at]:
+            raise ConfigError(f"{where}: fallback names `{name}` twice")
+        if problem := fallback_problem(model.name, model.task, name, tasks[name]):
+            raise ConfigError(f"{where}: {problem}", FALLBACK_HINT)
+
+
+def fallback_problem(model: str, task: Task | None, other: str, other_task: Task | None) -> str:
+    """Why `other` cannot answer for `model`; empty where it can, or where a task is not known yet."""
+    if task is None or other_task is None or task == other_task:
+        return ""
+    return f"`{model}` ({task}) cannot fall back to `{other}` ({other_task})"
 
 
 def _check_wish(document: _Document, index: int, model: ModelEntry) -> None:

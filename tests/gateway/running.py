@@ -146,21 +146,25 @@ async def running(
     prompts: PromptBuilder | None = None,
     settings: GatewaySettings = IMPATIENT,
     usage: UsageBook | None = None,
+    change: Callable[[Routes], Routes] = lambda routes: routes,
 ) -> AsyncIterator[Running]:
-    """The gateway before `fakes`, which are started too where they are not yet. `prompts`: of `smol`."""
+    """The gateway before `fakes`, which are started too where they are not yet. `prompts`: of `smol`;
+    `change` makes other routes of those to the fakes."""
     async with AsyncExitStack() as stack:
         for fake in fakes:
             if not fake.url:
                 await stack.enter_async_context(fake.listening())
         lines: list[bytes] = []
+        routes = change(routes_to(*fakes, continuations=continuations))
         gateway = create_app(
-            routes_to(*fakes, continuations=continuations),
+            routes,
             keys or key_table(),
             max_body_bytes=MAX_BODY_BYTES,
             write=lines.append,
             settings=settings,
             usage=usage,
-            prompts={"smol": prompts or prompt_builder(), "minilm": prompt_builder()},
+            prompts={route.model: prompt_builder() for route in routes.routes}
+            | {"smol": prompts or prompt_builder()},
             clock=lambda: NOW,
             new_id=lambda: "1d",
         )

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from sovereign_ai import catalog
 from sovereign_ai.cli import address, conversation, plan_tables, tables
 from sovereign_ai.cli.planning import plan_of
-from sovereign_ai.cli.wanted import known_model, stored_formats
+from sovereign_ai.cli.wanted import check_fallbacks, known_model, stored_formats
 from sovereign_ai.config import Factory, ModelEntry, Paths, environment
 from sovereign_ai.console import Console
 from sovereign_ai.deploy import local
@@ -124,6 +124,7 @@ class _Up:
             return ensure(self._store, entry, self._console).model
 
     def _plan(self, inventory: Inventory, tiers: Sequence[Tier], models: Sequence[Model]) -> Plan:
+        check_fallbacks(self._entries, models)
         wishes = [
             wish_for(model, entry, stored=stored_formats(entry, self._store))
             for model, entry in zip(models, self._entries, strict=True)
@@ -189,7 +190,8 @@ class _Up:
         ports: Mapping[str, tuple[int, int]],
     ) -> None:
         urls = {name: f"http://127.0.0.1:{pair[0]}" for name, pair in ports.items()}
-        routes = render_routes(plan, processes, folders, urls, created=int(time.time()))
+        fallbacks = {entry.name: entry.fallback for entry in self._entries}
+        routes = render_routes(plan, processes, folders, urls, created=int(time.time()), fallbacks=fallbacks)
         write_json(self._paths.run / "plan.json", plan)
         write_json(self._paths.run / "routes.json", routes)
 

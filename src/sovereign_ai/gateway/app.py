@@ -28,6 +28,7 @@ from sovereign_ai.errors import (
 from sovereign_ai.gateway import admission, cors, metrics
 from sovereign_ai.gateway.door import Door, Rate, Spent
 from sovereign_ai.gateway.exchange import CLIENT_GONE, ClientGone, Exchange, Headers, Receive, Scope, Send
+from sovereign_ai.gateway.fallback import Fallback
 from sovereign_ai.gateway.flight import Flight, Interruption
 from sovereign_ai.gateway.journal import Clock, Journal, RequestRecord, Write
 from sovereign_ai.gateway.metrics import UNKNOWN, Metrics
@@ -92,7 +93,9 @@ class Gateway:
         self.pool = CountedPool(routes, self.metrics, self.journal, clock=monotonic)
         self._door = Door(settings, self.metrics, self.pool.capacity, spent, clock=clock, monotonic=monotonic)
         client = AdmittingClient(self.pool, self.metrics, self.journal, self._door)
-        proxy = Proxy(PermittedModels(served), client, clock=clock, monotonic=monotonic, new_id=new_id)
+        models = PermittedModels(served)
+        fallback = Fallback(models, lambda model: self.pool.capacity(model) > 0, self._door.take_back)
+        proxy = Proxy(models, client, fallback, clock=clock, monotonic=monotonic, new_id=new_id)
         self._posts: Mapping[str, AnswerBody] = proxy.answers
         self._gets: dict[str, Answer] = {
             MODELS: self._models,
@@ -250,8 +253,12 @@ class Gateway:
         await exchange.answer(200 if headers else 403, b"", headers=headers)
 
     def _more_headers(self, origin: str | None, visit: Visit | None) -> Headers:
-        rates = [] if visit is None else _rate_headers(self._door.rates(visit))
-        return [*cors.answer_headers(self._settings.cors, origin), *rates] if self._settings.cors else rates
+        headers = [] if visit is None else _rate_headers(self._door.rates(visit))
+        if visit is not None and visit.record.asked is not None:
+            headers.append((b"x-sovereign-fallback", (visit.record.model or UNKNOWN).encode()))
+        if not self._settings.cors:
+            return headers
+        return [*cors.answer_headers(self._settings.cors, origin), *headers]
 
     def _get_for(self, path: str) -> Answer | None:
         return self._model if path.startswith(MODELS + "/") else self._gets.get(path)

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 
 from sovereign_ai.errors import UpstreamUnavailable
 from sovereign_ai.gateway.admission import check_model
 from sovereign_ai.gateway.continuation import Answer, Order
 from sovereign_ai.gateway.door import Door
+from sovereign_ai.gateway.fallback import TurnAway, turned_away_once
 from sovereign_ai.gateway.journal import Clock, Journal
 from sovereign_ai.gateway.metrics import Metrics
 from sovereign_ai.gateway.pool import Pool, Upstream
 from sovereign_ai.gateway.proxy import Served
+from sovereign_ai.gateway.queueing import Ticket
 from sovereign_ai.gateway.upstream import TritonClient
 from sovereign_ai.gateway.visit import CURRENT, Visit
 from sovereign_ai.gateway.wire import triton
@@ -71,16 +74,16 @@ class CountedPool(Pool):
 class AdmittingClient(TritonClient):
     """TritonClient behind the door."""
 
-    def __init__(self, pool: Pool, metrics: Metrics, journal: Journal, door: Door) -> None:
+    def __init__(self, pool: CountedPool, metrics: Metrics, journal: Journal, door: Door) -> None:
         super().__init__(pool, metrics, journal)
-        self._door = door
+        self._door, self._capacity = door, pool.capacity
 
     @asynccontextmanager
     async def answer(self, route: Route, order: Order, *, tokens: int) -> AsyncIterator[Answer]:
         visit = _current()
         # further choices read the same prompt, and it is billed once
         prompt = 0 if visit.reserved else visit.record.prompt_tokens
-        ticket = await self._door.admit(visit, route.model, prompt + order.max_tokens)
+        ticket = await self._admit(visit, route.model, prompt + order.max_tokens)
         try:
             async with super().answer(route, order, tokens=tokens) as answer:
                 visit.record.answered = True
@@ -91,13 +94,32 @@ class AdmittingClient(TritonClient):
     async def embed(self, model: str, texts: Sequence[str]) -> triton.Embeddings:
         visit = _current()
         tokens = sum(len(text) // CHARACTERS_PER_TOKEN + 1 for text in texts)
-        ticket = await self._door.admit(visit, model, tokens)
+        ticket = await self._admit(visit, model, tokens)
         try:
             found = await super().embed(model, texts)
         finally:
             self._door.release(model, ticket)
         visit.record.answered = True
         return found
+
+    async def _admit(self, visit: Visit, model: str, tokens: int) -> Ticket:
+        """A place, as the door gives it. Raises TurnAway once nobody is there who could answer, and another
+        model can: without one the request waits."""
+        if visit.elsewhere is None:
+            return await self._door.admit(visit, model, tokens)
+        is_better = partial(self._is_better_elsewhere, visit, model)
+        if is_better():
+            raise TurnAway
+        async with turned_away_once(is_better):
+            return await self._door.admit(visit, model, tokens)
+
+    def _is_better_elsewhere(self, visit: Visit, model: str) -> bool:
+        return (
+            self._capacity(model) == 0
+            and not visit.record.answered
+            and visit.elsewhere is not None
+            and visit.elsewhere()
+        )
 
 
 class PermittedModels(Mapping[str, Served]):

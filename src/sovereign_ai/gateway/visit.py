@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextvars import ContextVar
 
 from sovereign_ai.gateway.admission import KeyRecord
@@ -21,6 +22,8 @@ class Visit:
         """Meters that count it as running."""
         self.reserved: list[list[tuple[Meter, Reservation]]] = []
         """For each of its parts: where its tokens are counted."""
+        self.elsewhere: Callable[[], bool] | None = None
+        """Whether another model could answer now; None where none may."""
 
 
 CURRENT: ContextVar[Visit | None] = ContextVar("visit", default=None)

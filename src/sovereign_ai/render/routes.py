@@ -16,10 +16,11 @@ def render_routes(
     *,
     created: int,
     continuations: int = 2,
+    fallbacks: Mapping[str, Sequence[str]] = {},
 ) -> Routes:
     """`urls` maps a process's name to its base URL, `created` is a Unix time in seconds (as OpenAI's
     model objects carry it). Copies of a model are endpoints of one route, in order of tier; each is weighed
-    by the speed that was predicted for its full batch."""
+    by the speed that was predicted for its full batch. `fallbacks`: model → who answers where it cannot."""
     ranks = {tier.name: tier.rank for tier in plan.tiers}
     copies: dict[str, list[Deployment]] = {}
     for deployment in plan.deployments:
@@ -33,6 +34,7 @@ def render_routes(
                 urls,
                 created=created,
                 continuations=continuations,
+                fallback=tuple(fallbacks.get(model, ())),
             )
             for model, members in copies.items()
         )
@@ -47,6 +49,7 @@ def _route(
     *,
     created: int,
     continuations: int,
+    fallback: tuple[str, ...],
 ) -> Route:
     first = members[0]
     return Route(
@@ -57,6 +60,7 @@ def _route(
         endpoints=tuple(_endpoint(one, processes, urls) for one in members),
         created=created,
         continuations=continuations,
+        fallback=fallback,
     )
 
 
