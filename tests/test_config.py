@@ -20,6 +20,7 @@ from sovereign_ai.config import (
     RouteLimits,
     TierRule,
     TlsSettings,
+    TracingSettings,
     check_source,
     decode_gateway,
     encode_gateway,
@@ -561,6 +562,7 @@ gateway:
   tls: {certificate: c.pem, key: ~/k.pem}
   cors: [https://a.example:8443, "*"]
   usage_days: 7
+  tracing: {endpoint: "https://otel.example:4318/base", sample: 0.25}
   limits:
     - {model: smol, concurrency: 2, queue: 0, log_content: true}
     - {model: other, requests_per_minute: 5, tokens_per_minute: 6}
@@ -573,6 +575,9 @@ def test_the_gateways_settings(tmp_path: Path) -> None:
     assert gateway.tls == TlsSettings(certificate=tmp_path / "c.pem", key=Path("~/k.pem").expanduser())
     assert gateway.limits[0] == RouteLimits(model="smol", concurrency=2, queue=0, log_content=True)
     assert (gateway.queue, gateway.queue_timeout_s, gateway.usage_days) == (0, 5.0, 7)
+    assert gateway.tracing == TracingSettings(
+        endpoint="https://otel.example:4318/base", sample=0.25, where=f"{tmp_path}/factory.yaml:9"
+    )
     assert decode_gateway(encode_gateway(gateway)) == gateway
 
 
@@ -588,12 +593,18 @@ def test_settings_that_are_none() -> None:
         ("queue_timeout_s: 5", "queue_timeout_s: 0", "factory.yaml:4: queue_timeout_s 0 is not between"),
         ("usage_days: 7", "usage_days: 0", "factory.yaml:8: usage_days 0 is less than 1"),
         ("https://a.example:8443", "https://a.example/path", "factory.yaml:7: cors `https://a.example/path`"),
-        ("model: other", "model: smol", "factory.yaml:11: model `smol` has limits twice"),
+        ("model: other", "model: smol", "factory.yaml:12: model `smol` has limits twice"),
         (
             "requests_per_minute: 5",
             "requests_per_minute: 0",
-            "factory.yaml:11: requests_per_minute 0 is below",
+            "factory.yaml:12: requests_per_minute 0 is below",
         ),
+        ("https://otel", "otel", "factory.yaml:9: `otel.example:4318/base` is not a receiver's URL"),
+        ("https://otel", "https://me:secret@otel", "factory.yaml:9: .* is not a receiver's URL"),
+        ("sample: 0.25", "sample: 1.5", "factory.yaml:9: sample 1.5 is not between 0 and 1"),
+        ("sample: 0.25", "sample: .nan", "factory.yaml:9: sample nan is not between 0 and 1"),
+        ("sample: 0.25", "sampel: 1", "factory.yaml:9: unknown key `sampel` did you mean `sample`"),
+        ("sample: 0.25", "where: x", "factory.yaml:9: unknown key `where`"),
         ("certificate: c.pem, ", "", "factory.yaml:6: missing required field `key`|certificate"),
         ("concurrency: 2", "concurency: 2", "did you mean `concurrency`"),
     ],

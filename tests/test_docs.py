@@ -31,6 +31,7 @@ from sovereign_ai.config import (
     ModelEntry,
     PlannerSettings,
     TierRule,
+    TracingSettings,
     load_factory,
 )
 from sovereign_ai.spec import Format
@@ -151,6 +152,7 @@ def test_every_option_is_in_the_reference(here: Here, verb: str) -> None:
         ("planner", PlannerSettings),
         ("engine", EngineSettings),
         ("gateway", GatewaySettings),
+        ("gateway.tracing", TracingSettings),
     ],
 )
 def test_every_key_of_factory_yaml_is_in_the_reference(heading: str, struct: type[msgspec.Struct]) -> None:

@@ -48,6 +48,9 @@ MIN_CONTEXT = 16
 ORIGIN = re.compile(r"https?://[A-Za-z0-9.:\[\]-]+")
 """Scheme, host and port as browsers send them (RFC 6454)."""
 
+RECEIVER = re.compile(r"https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?")
+"""Of traces. Without a name and password: those would stand in process lists and logs."""
+
 MAX_QUEUE = 1_000_000
 MAX_QUEUE_TIMEOUT_S = 86_400
 MAX_LIMIT = 10**15
@@ -177,6 +180,15 @@ class TlsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """PEM file of its private key, without a password."""
 
 
+class TracingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    endpoint: str
+    """Where traces go: the base URL of an OTLP/HTTP receiver, `http://HOST:4318`."""
+    sample: float = 1.0
+    """The part of requests that is traced, 0 to 1, where the client does not say."""
+    where: str = ""
+    """file:line of the entry; set when the file is read."""
+
+
 class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     host: str = "127.0.0.1"
     """Address to listen on. The default serves this machine alone: opening it is a decision."""
@@ -198,6 +210,8 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """Origins whose pages may call the gateway from a browser: `https://chat.example.org`, or `*`."""
     usage_days: int = 90
     """Days that the usage of every single request is kept; then its day's sums are."""
+    tracing: TracingSettings | None = None
+    """Where OpenTelemetry traces go; none are made without it."""
 
 
 class Factory(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -280,6 +294,7 @@ def load_factory(path: Path) -> Factory:
     _check_gateway(document, factory.gateway)
     _check_limits(document, factory.gateway)
     _check_door(document, factory.gateway)
+    _check_tracing(document, factory.gateway.tracing)
     _check_planning(document, factory)
     return _resolve_paths(document, factory)
 
@@ -651,6 +666,17 @@ def _check_door(document: _Document, gateway: GatewaySettings) -> None:
             refuse("cors", f"`{origin}` is not an origin: write https://HOST[:PORT], without a path")
 
 
+def _check_tracing(document: _Document, tracing: TracingSettings | None) -> None:
+    if tracing is None:
+        return
+    if not RECEIVER.fullmatch(tracing.endpoint):
+        where = document.at("gateway", "tracing", "endpoint")
+        raise ConfigError(f"{where}: `{tracing.endpoint}` is not a receiver's URL", "write http://HOST:4318")
+    if not 0 <= tracing.sample <= 1:
+        where = document.at("gateway", "tracing", "sample")
+        raise ConfigError(f"{where}: sample {tracing.sample:g} is not between 0 and 1")
+
+
 def _resolve_paths(document: _Document, factory: Factory) -> Factory:
     base = document.path.absolute().parent
     models = tuple(
@@ -674,7 +700,7 @@ def _resolve_paths(document: _Document, factory: Factory) -> Factory:
         tiers=tiers,
         storage=storage,
         engine=engine,
-        gateway=_resolve_tls(base, document, factory.gateway),
+        gateway=_place_tracing(document, _resolve_tls(base, document, factory.gateway)),
     )
 
 
@@ -684,6 +710,13 @@ def _resolve_tls(base: Path, document: _Document, gateway: GatewaySettings) -> G
     where = document.at("gateway", "tls")
     certificate, key = (base / _expanded(path, where) for path in (gateway.tls.certificate, gateway.tls.key))
     return msgspec.structs.replace(gateway, tls=TlsSettings(certificate=certificate, key=key))
+
+
+def _place_tracing(document: _Document, gateway: GatewaySettings) -> GatewaySettings:
+    if gateway.tracing is None:
+        return gateway
+    tracing = msgspec.structs.replace(gateway.tracing, where=document.at("gateway", "tracing"))
+    return msgspec.structs.replace(gateway, tracing=tracing)
 
 
 def encode_gateway(settings: GatewaySettings) -> str:

@@ -24,6 +24,7 @@ from sovereign_ai.gateway.admission import KeyRecord, digest
 from sovereign_ai.gateway.app import Gateway, KeyTable, UsageBook, create_app
 from sovereign_ai.gateway.protocol import Protocol
 from sovereign_ai.gateway.templates import PromptBuilder
+from sovereign_ai.gateway.tracing import Tracing
 from sovereign_ai.spec import Endpoint, Route, Routes
 from tests.gateway.fake_triton import FakeTriton
 
@@ -146,6 +147,7 @@ async def running(
     prompts: PromptBuilder | None = None,
     settings: GatewaySettings = IMPATIENT,
     usage: UsageBook | None = None,
+    tracing: Tracing | None = None,
     change: Callable[[Routes], Routes] = lambda routes: routes,
 ) -> AsyncIterator[Running]:
     """The gateway before `fakes`, which are started too where they are not yet. `prompts`: of `smol`;
@@ -163,6 +165,7 @@ async def running(
             write=lines.append,
             settings=settings,
             usage=usage,
+            tracing=tracing,
             prompts={route.model: prompt_builder() for route in routes.routes}
             | {"smol": prompts or prompt_builder()},
             clock=lambda: NOW,

@@ -19,6 +19,7 @@ from sovereign_ai.deploy.state import RunLock, RunSpec, read_state, write_json
 from sovereign_ai.engines import environment as engine_environment
 from sovereign_ai.engines.environment import EngineEnvironment
 from sovereign_ai.errors import AlreadyRunning, EngineFailed
+from sovereign_ai.gateway.extras import check_extras
 from sovereign_ai.gateway.ledger import Ledger
 from sovereign_ai.inventory import catalog_bandwidths, form_tiers, take_inventory
 from sovereign_ai.planner import wish_for
@@ -99,6 +100,7 @@ class _Up:
         self._serve(plan, engine, manifests, lock)
 
     def _check(self) -> None:
+        check_extras(self._factory.gateway)
         left = local.clean_up(self._paths)
         if left:
             self._console.note(f"ended {left} processes that a crashed run had left")

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from sovereign_ai.config import GatewaySettings
 from sovereign_ai.errors import (
@@ -38,6 +38,9 @@ from sovereign_ai.gateway.usher import AdmittingClient, CountedPool, PermittedMo
 from sovereign_ai.gateway.visit import CURRENT, Visit
 from sovereign_ai.gateway.wire import openapi, responses
 from sovereign_ai.spec import Routes
+
+if TYPE_CHECKING:
+    from sovereign_ai.gateway.tracing import Tracing
 
 MODELS = "/v1/models"
 OPENAPI = "/openapi.json"
@@ -77,13 +80,15 @@ class Gateway:
         settings: GatewaySettings,
         spent: Mapping[str, Spent],
         usage: UsageBook | None,
+        tracing: Tracing | None,
         write: Write,
         clock: Clock,
         monotonic: Clock,
         new_id: Callable[[], str],
     ) -> None:
         self._routes, self._keys, self._served = routes, keys, served
-        self._max_body_bytes, self._settings, self._usage = max_body_bytes, settings, usage
+        self._max_body_bytes, self._settings = max_body_bytes, settings
+        self._usage, self._tracing = usage, tracing
         self._clock, self._monotonic = clock, monotonic
         self._stopping = False
         self._flights: dict[Flight, Exchange] = {}
@@ -224,6 +229,8 @@ class Gateway:
         exchange.record.key = key.id
         deadline = exchange.record.started + self._patience_s(exchange)
         visit = Visit(exchange.record, key, deadline)
+        if self._tracing is not None:
+            visit.trace = self._tracing.begin(exchange.path, exchange.header)
         CURRENT.set(visit)
         # not of the exchange itself: a circle would leave every request to the garbage collector
         exchange.more_headers = partial(self._more_headers, exchange.header(b"origin"), visit)
@@ -309,6 +316,8 @@ class Gateway:
         duration_s = self._monotonic() - record.started
         if (visit := CURRENT.get()) is not None:
             self._door.leave(visit)
+            if visit.trace is not None:
+                visit.trace.end(record)
             if self._usage is not None and record.answered:
                 self._usage.add(record, duration_s)
         self.journal.request(record, duration_s)
@@ -327,6 +336,7 @@ def create_app(
     settings: GatewaySettings | None = None,
     spent: Mapping[str, Spent] | None = None,
     usage: UsageBook | None = None,
+    tracing: Tracing | None = None,
     prompts: Mapping[str, PromptBuilder] | None = None,
     clock: Clock = time.time,
     monotonic: Clock = time.monotonic,
@@ -336,7 +346,7 @@ def create_app(
 
     `write` takes the log, a JSON line at a time; `prompts` maps models to their text side, which is otherwise
     read from the routes' folders (UnsupportedModel when that fails). `spent`: key id → what it has spent
-    before; `usage` takes what each request spends.
+    before; `usage` takes what each request spends, `tracing` makes its spans.
     """
     if prompts is None:
         prompts = {route.model: load_prompt_builder(Path(route.folder)) for route in routes.routes}
@@ -349,6 +359,7 @@ def create_app(
         settings=settings or GatewaySettings(),
         spent=spent or {},
         usage=usage,
+        tracing=tracing,
         write=write,
         clock=clock,
         monotonic=monotonic,

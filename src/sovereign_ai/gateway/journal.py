@@ -39,6 +39,8 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     answered: bool = False
     """Whether an engine began to answer: from then on it costs tokens."""
     error: str | None = None
+    finish_reasons: tuple[str, ...] = ()
+    """Of each choice that came to its end, as the engine gave it."""
 
     @property
     def billed_prompt_tokens(self) -> int:

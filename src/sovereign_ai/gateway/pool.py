@@ -41,7 +41,7 @@ class Upstream:
 
     def __init__(self, route: Route, endpoint: Endpoint, clock: Clock) -> None:
         self.route_model = route.model
-        self.name = endpoint.name
+        self.name, self.url = endpoint.name, endpoint.url
         self.weight = endpoint.weight
         self.context = endpoint.context or route.context
         self.healthy = False

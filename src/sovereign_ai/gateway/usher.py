@@ -6,12 +6,14 @@ It stands before TritonClient and Pool and has their calls: formats are written 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import TypeVar
 
 from sovereign_ai.errors import UpstreamUnavailable
 from sovereign_ai.gateway.admission import check_model
+from sovereign_ai.gateway.client import JSON_HEADERS
 from sovereign_ai.gateway.continuation import Answer, Order
 from sovereign_ai.gateway.door import Door
 from sovereign_ai.gateway.fallback import TurnAway, turned_away_once
@@ -20,7 +22,7 @@ from sovereign_ai.gateway.metrics import Metrics
 from sovereign_ai.gateway.pool import Pool, Upstream
 from sovereign_ai.gateway.proxy import Served
 from sovereign_ai.gateway.queueing import Ticket
-from sovereign_ai.gateway.upstream import TritonClient
+from sovereign_ai.gateway.upstream import TokenStream, TritonClient
 from sovereign_ai.gateway.visit import CURRENT, Visit
 from sovereign_ai.gateway.wire import triton
 from sovereign_ai.spec import Route, Routes
@@ -30,6 +32,8 @@ DEFAULT_PLACES = 256
 
 CHARACTERS_PER_TOKEN = 4
 """Of English text, roughly: only what is reserved for embeddings; they are billed by the engine's count."""
+
+_T = TypeVar("_T")
 
 
 class CountedPool(Pool):
@@ -83,6 +87,8 @@ class AdmittingClient(TritonClient):
         visit = _current()
         # further choices read the same prompt, and it is billed once
         prompt = 0 if visit.reserved else visit.record.prompt_tokens
+        if visit.trace is not None:
+            visit.trace.order(order.sampling)
         ticket = await self._admit(visit, route.model, prompt + order.max_tokens)
         try:
             async with super().answer(route, order, tokens=tokens) as answer:
@@ -102,7 +108,29 @@ class AdmittingClient(TritonClient):
         visit.record.answered = True
         return found
 
+    async def _tried(self, upstream: Upstream, attempt: Callable[[Upstream], Awaitable[_T]]) -> _T:
+        trace = _current().trace
+        if trace is None:
+            return await super()._tried(upstream, attempt)
+        with trace.attempt(upstream) as span:
+            result = await super()._tried(upstream, attempt)
+        if isinstance(result, TokenStream):
+            result.on_close = span.end
+        else:
+            span.end()
+        return result
+
+    def _headers(self) -> bytes:
+        trace = _current().trace
+        return JSON_HEADERS if trace is None else JSON_HEADERS + trace.headers()
+
     async def _admit(self, visit: Visit, model: str, tokens: int) -> Ticket:
+        if visit.trace is None:
+            return await self._place(visit, model, tokens)
+        with visit.trace.queue(model):
+            return await self._place(visit, model, tokens)
+
+    async def _place(self, visit: Visit, model: str, tokens: int) -> Ticket:
         """A place, as the door gives it. Raises TurnAway once nobody is there who could answer, and another
         model can: without one the request waits."""
         if visit.elsewhere is None:
