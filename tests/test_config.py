@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sovereign_ai.config import (
+    FALLBACK_HINT,
     SOURCES_HINT,
     ClusterStorage,
     EngineSettings,
@@ -20,6 +21,7 @@ from sovereign_ai.config import (
     RouteLimits,
     TierRule,
     TlsSettings,
+    TracingSettings,
     check_source,
     decode_gateway,
     encode_gateway,
@@ -146,6 +148,33 @@ def test_wishes_out_of_bounds(tmp_path: Path, wish: str, message: str) -> None:
 def test_copies_on_the_same_devices(tmp_path: Path) -> None:
     line, message, _ = refused(tmp_path, entry() + "  devices: [GPU-1]\n  replicas: 2\n")
     assert (line, message) == (5, "replicas 2 copies cannot all be on the same `devices`")
+
+
+def test_fallbacks_are_kept_in_order(tmp_path: Path) -> None:
+    text = (
+        "models:\n  - {name: a, source: pypi:a, fallback: [c, b]}\n"
+        "  - {name: b, source: pypi:b, fallback: [a]}\n  - {name: c, source: pypi:c, task: chat}\n"
+    )
+    assert [model.fallback for model in load(tmp_path, text).models] == [("c", "b"), ("a",), ()]
+
+
+@pytest.mark.parametrize(
+    ("names", "message", "hint"),
+    [
+        ("[smoll]", "there is no model `smoll` to fall back to", "did you mean `smol`?"),
+        ("[zzz]", "there is no model `zzz` to fall back to", "models here: nemo, smol, bge"),
+        ("[smol, nemo]", "`nemo` cannot fall back to itself", ""),
+        ("[smol, smol]", "fallback names `smol` twice", ""),
+        ("[bge]", "`nemo` (chat) cannot fall back to `bge` (embed)", FALLBACK_HINT),
+        ("smol", "expected a list, got a text (at `models[0].fallback`)", ""),
+    ],
+)
+def test_fallbacks_that_cannot_be(tmp_path: Path, names: str, message: str, hint: str) -> None:
+    text = (
+        f"models:\n  - name: nemo\n    source: pypi:a\n    task: chat\n    fallback: {names}\n"
+        "  - {name: smol, source: pypi:b}\n  - {name: bge, source: pypi:c, task: embed}\n"
+    )
+    assert refused(tmp_path, text) == (5, message, hint)
 
 
 def test_where_is_not_a_key(tmp_path: Path) -> None:
@@ -537,6 +566,7 @@ gateway:
   upstreams:
     - {model: far, url: "http://10.0.0.5:8000/v1", engine: vllm, key_file: far.key, weight: 2}
     - {model: far, url: "https://[fd00::1]:8000", context: 4096, concurrency: 9, upstream_model: org/Far}
+  tracing: {endpoint: "https://otel.example:4318/base", sample: 0.25}
   limits:
     - {model: smol, concurrency: 2, queue: 0, log_content: true}
     - {model: other, requests_per_minute: 5, tokens_per_minute: 6}
@@ -550,6 +580,9 @@ def test_the_gateways_settings(tmp_path: Path) -> None:
     assert gateway.limits[0] == RouteLimits(model="smol", concurrency=2, queue=0, log_content=True)
     assert (gateway.queue, gateway.queue_timeout_s, gateway.usage_days) == (0, 5.0, 7)
     assert [one.key_file for one in gateway.upstreams] == [tmp_path / "far.key", None]
+    assert gateway.tracing == TracingSettings(
+        endpoint="https://otel.example:4318/base", sample=0.25, where=f"{tmp_path}/factory.yaml:12"
+    )
     assert decode_gateway(encode_gateway(gateway)) == gateway
 
 
@@ -610,12 +643,18 @@ def test_settings_that_are_none() -> None:
         ("queue_timeout_s: 5", "queue_timeout_s: 0", "factory.yaml:4: queue_timeout_s 0 is not between"),
         ("usage_days: 7", "usage_days: 0", "factory.yaml:8: usage_days 0 is less than 1"),
         ("https://a.example:8443", "https://a.example/path", "factory.yaml:7: cors `https://a.example/path`"),
-        ("model: other", "model: smol", "factory.yaml:14: model `smol` has limits twice"),
+        ("model: other", "model: smol", "factory.yaml:15: model `smol` has limits twice"),
         (
             "requests_per_minute: 5",
             "requests_per_minute: 0",
-            "factory.yaml:14: requests_per_minute 0 is below",
+            "factory.yaml:15: requests_per_minute 0 is below",
         ),
+        ("https://otel", "otel", "factory.yaml:12: `otel.example:4318/base` is not a receiver's URL"),
+        ("https://otel", "https://me:secret@otel", "factory.yaml:12: .* is not a receiver's URL"),
+        ("sample: 0.25", "sample: 1.5", "factory.yaml:12: sample 1.5 is not between 0 and 1"),
+        ("sample: 0.25", "sample: .nan", "factory.yaml:12: sample nan is not between 0 and 1"),
+        ("sample: 0.25", "sampel: 1", "factory.yaml:12: unknown key `sampel` did you mean `sample`"),
+        ("sample: 0.25", "where: x", "factory.yaml:12: unknown key `where`"),
         ("certificate: c.pem, ", "", "factory.yaml:6: missing required field `key`|certificate"),
         ("concurrency: 2", "concurency: 2", "did you mean `concurrency`"),
         ("model: far, url", 'model: "", url', "factory.yaml:10: `` cannot be a model's name"),

@@ -33,6 +33,7 @@ from sovereign_ai.config import (
     ModelEntry,
     PlannerSettings,
     TierRule,
+    TracingSettings,
     UpstreamEntry,
     load_factory,
 )
@@ -157,6 +158,7 @@ def test_every_option_is_in_the_reference(here: Here, verb: str) -> None:
         ("gateway.upstreams", UpstreamEntry),
         ("kubernetes", ClusterSettings),
         ("kubernetes.storage", ClusterStorage),
+        ("gateway.tracing", TracingSettings),
     ],
 )
 def test_every_key_of_factory_yaml_is_in_the_reference(heading: str, struct: type[msgspec.Struct]) -> None:

@@ -62,6 +62,8 @@ DRA_FROM = CLUSTER_VERSIONS.index("1.34")
 IMAGE = re.compile(
     r"(?!.*:latest$)[a-z0-9][a-z0-9._:/-]*(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127}|@sha256:[0-9a-f]{64})"
 )
+RECEIVER = re.compile(r"https?://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?")
+"""Of traces. Without a name and password: those would stand in process lists and logs."""
 
 MAX_QUEUE = 1_000_000
 MAX_QUEUE_TIMEOUT_S = 86_400
@@ -78,6 +80,8 @@ _DEEPEST = 5
 
 _SET_BY_US = "where"
 """The field of an entry that says where it stands in the file; not a key of it."""
+
+FALLBACK_HINT = "a chat model falls back to chat models, an embedding model to embedding models"
 
 Step = str | int
 
@@ -115,6 +119,8 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     remote_code: bool = False
     """Whether Python code that comes with the model may be kept and run by the engine. Without it such a
     model is refused."""
+    fallback: tuple[str, ...] = ()
+    """Models that answer, in this order, where no endpoint of this one can. Theirs are never followed."""
     where: str = ""
     """file:line of the entry; set when the file is read."""
 
@@ -212,6 +218,15 @@ class TlsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """PEM file of its private key, without a password."""
 
 
+class TracingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    endpoint: str
+    """Where traces go: the base URL of an OTLP/HTTP receiver, `http://HOST:4318`."""
+    sample: float = 1.0
+    """The part of requests that is traced, 0 to 1, where the client does not say."""
+    where: str = ""
+    """file:line of the entry; set when the file is read."""
+
+
 class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     host: str = "127.0.0.1"
     """Address to listen on. The default serves this machine alone: opening it is a decision."""
@@ -235,6 +250,8 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """Servers that others run, whose models are served too."""
     usage_days: int = 90
     """Days that the usage of every single request is kept; then its day's sums are."""
+    tracing: TracingSettings | None = None
+    """Where OpenTelemetry traces go; none are made without it."""
 
 
 class ClusterStorage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -365,6 +382,7 @@ def load_factory(path: Path) -> Factory:
     _check_upstreams(document, factory)
     _check_cluster(document, factory.kubernetes)
     _check_door(document, factory.gateway)
+    _check_tracing(document, factory.gateway.tracing)
     _check_planning(document, factory)
     return _resolve_paths(document, factory)
 
@@ -610,6 +628,34 @@ def _check_models(document: _Document, models: tuple[ModelEntry, ...]) -> None:
         seen[model.name] = where
         check_source(model.source, where=f"{document.at('models', index, 'source')}: ")
         _check_wish(document, index, model)
+    for index, model in enumerate(models):
+        _check_fallback(document, index, model, models)
+
+
+def _check_fallback(
+    document: _Document, index: int, model: ModelEntry, models: tuple[ModelEntry, ...]
+) -> None:
+    """A task that no file here tells of is looked at once the model is known: `fallback_problem`."""
+    tasks = {one.name: one.task for one in models}
+    for at, name in enumerate(model.fallback):
+        where = document.at("models", index, "fallback", at)
+        if name not in tasks:
+            near = _nearest(name, set(tasks) - {model.name})
+            hint = f"did you mean `{near}`?" if near else f"models here: {', '.join(tasks)}"
+            raise ConfigError(f"{where}: there is no model `{name}` to fall back to", hint)
+        if name == model.name:
+            raise ConfigError(f"{where}: `{name}` cannot fall back to itself")
+        if name in model.fallback[:at]:
+            raise ConfigError(f"{where}: fallback names `{name}` twice")
+        if problem := fallback_problem(model.name, model.task, name, tasks[name]):
+            raise ConfigError(f"{where}: {problem}", FALLBACK_HINT)
+
+
+def fallback_problem(model: str, task: Task | None, other: str, other_task: Task | None) -> str:
+    """Why `other` cannot answer for `model`; empty where it can, or where a task is not known yet."""
+    if task is None or other_task is None or task == other_task:
+        return ""
+    return f"`{model}` ({task}) cannot fall back to `{other}` ({other_task})"
 
 
 def _check_wish(document: _Document, index: int, model: ModelEntry) -> None:
@@ -772,6 +818,17 @@ def _check_door(document: _Document, gateway: GatewaySettings) -> None:
             refuse("cors", f"`{origin}` is not an origin: write https://HOST[:PORT], without a path")
 
 
+def _check_tracing(document: _Document, tracing: TracingSettings | None) -> None:
+    if tracing is None:
+        return
+    if not RECEIVER.fullmatch(tracing.endpoint):
+        where = document.at("gateway", "tracing", "endpoint")
+        raise ConfigError(f"{where}: `{tracing.endpoint}` is not a receiver's URL", "write http://HOST:4318")
+    if not 0 <= tracing.sample <= 1:
+        where = document.at("gateway", "tracing", "sample")
+        raise ConfigError(f"{where}: sample {tracing.sample:g} is not between 0 and 1")
+
+
 def _resolve_paths(document: _Document, factory: Factory) -> Factory:
     base = document.path.absolute().parent
     models = tuple(
@@ -795,7 +852,9 @@ def _resolve_paths(document: _Document, factory: Factory) -> Factory:
         tiers=tiers,
         storage=storage,
         engine=engine,
-        gateway=_resolve_keys(base, document, _resolve_tls(base, document, factory.gateway)),
+        gateway=_resolve_keys(
+            base, document, _place_tracing(document, _resolve_tls(base, document, factory.gateway))
+        ),
     )
 
 
@@ -817,6 +876,13 @@ def _resolve_keys(base: Path, document: _Document, gateway: GatewaySettings) -> 
         for index, one in enumerate(gateway.upstreams)
     )
     return msgspec.structs.replace(gateway, upstreams=upstreams)
+
+
+def _place_tracing(document: _Document, gateway: GatewaySettings) -> GatewaySettings:
+    if gateway.tracing is None:
+        return gateway
+    tracing = msgspec.structs.replace(gateway.tracing, where=document.at("gateway", "tracing"))
+    return msgspec.structs.replace(gateway, tracing=tracing)
 
 
 def encode_gateway(settings: GatewaySettings) -> str:

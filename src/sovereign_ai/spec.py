@@ -309,7 +309,8 @@ class Endpoint(Noun, frozen=True, kw_only=True):
 class Route(Noun, frozen=True, kw_only=True):
     """Model name → endpoints, in order of tier. `folder` holds tokenizer and chat template, where requests
     are rendered here. `context` in tokens, 0: unknown. `continuations`: how often an answer that broke off is
-    continued by another endpoint; 0: never."""
+    continued by another endpoint; 0: never. `fallback`: models that answer, in this order, where no endpoint
+    can; theirs are not followed."""
 
     model: str
     task: Task
@@ -318,6 +319,7 @@ class Route(Noun, frozen=True, kw_only=True):
     endpoints: tuple[Endpoint, ...]
     created: int = 0
     continuations: int = 2
+    fallback: tuple[str, ...] = ()
 
     @property
     def passed_on(self) -> bool:

@@ -82,6 +82,17 @@ def test_the_factory_may_say_the_task(store: Store) -> None:
         model_of(entry("hf:BAAI/bge-m3", task="chat"), store)
 
 
+def test_a_model_falls_back_to_one_of_its_own_task(store: Store) -> None:
+    chat = entry("hf:Qwen/Qwen2.5-7B-Instruct")
+    other = msgspec.structs.replace(chat, name="other", fallback=("m",), where="factory.yaml:9")
+    assert len(wishes_for([chat, other], store)) == 2
+    embeds = entry("hf:BAAI/bge-m3")
+    said = r"factory.yaml:9: `other` \(chat\) cannot fall back to `m` \(embed\)"
+    with pytest.raises(ConfigError, match=said) as caught:
+        wishes_for([embeds, other], store)
+    assert caught.value.hint.startswith("a chat model falls back to chat models")
+
+
 def test_a_context_that_the_model_was_not_made_for(store: Store) -> None:
     with pytest.raises(PlanError, match=r"factory.yaml:7: a context of 9000 tokens for `m`"):
         wishes_for([entry("hf:BAAI/bge-m3", context=9000)], store)

@@ -42,6 +42,7 @@ class FakeTriton:
         self.gate: asyncio.Event | None = None
         """If set, wait for it before the last token."""
         self.bodies: list[dict[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
         self.left = 0
         """Connections that the gateway closed before the answer was complete."""
         self.active = self.peak = 0
@@ -72,6 +73,7 @@ class FakeTriton:
     async def _generate(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         self.bodies.append(body)
+        self.headers.append({name.lower(): value for name, value in request.headers.items()})
         if self.refusal is not None:
             # as the real one does: an event, although the status is no success
             text = f"data: {json.dumps({'error': self.refusal[1]})}\n\n"
@@ -145,6 +147,7 @@ class FakeTriton:
     async def _infer(self, request: web.Request) -> web.Response:
         body = await request.json()
         self.bodies.append(body)
+        self.headers.append({name.lower(): value for name, value in request.headers.items()})
         if self.refusal is not None:
             return web.json_response({"error": self.refusal[1]}, status=self.refusal[0])
         return _embeddings(body["inputs"][0]["data"])

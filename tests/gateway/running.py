@@ -24,6 +24,7 @@ from sovereign_ai.gateway.admission import KeyRecord, digest
 from sovereign_ai.gateway.app import Gateway, KeyTable, UsageBook, create_app
 from sovereign_ai.gateway.protocol import Protocol
 from sovereign_ai.gateway.templates import PromptBuilder
+from sovereign_ai.gateway.tracing import Tracing
 from sovereign_ai.spec import Endpoint, Route, Routes
 from tests.gateway.fake_triton import FakeTriton
 
@@ -147,22 +148,27 @@ async def running(
     settings: GatewaySettings = IMPATIENT,
     usage: UsageBook | None = None,
     more: tuple[Route, ...] = (),
+    tracing: Tracing | None = None,
+    change: Callable[[Routes], Routes] = lambda routes: routes,
 ) -> AsyncIterator[Running]:
-    """The gateway before `fakes`, which are started too where they are not yet. `prompts`: of `smol`; `more`
-    routes beside those to the fakes."""
+    """The gateway before `fakes`, which are started too where they are not yet. `prompts`: of `smol`;
+    `change` makes other routes of those to the fakes, `more` are added."""
     async with AsyncExitStack() as stack:
         for fake in fakes:
             if not fake.url:
                 await stack.enter_async_context(fake.listening())
         lines: list[bytes] = []
+        routes = change(routes_to(*fakes, continuations=continuations))
         gateway = create_app(
-            Routes(routes=(*routes_to(*fakes, continuations=continuations).routes, *more)),
+            Routes(routes=(*routes.routes, *more)),
             keys or key_table(),
             max_body_bytes=MAX_BODY_BYTES,
             write=lines.append,
             settings=settings,
             usage=usage,
-            prompts={"smol": prompts or prompt_builder(), "minilm": prompt_builder()},
+            tracing=tracing,
+            prompts={route.model: prompt_builder() for route in routes.routes}
+            | {"smol": prompts or prompt_builder()},
             clock=lambda: NOW,
             new_id=lambda: "1d",
         )

@@ -70,3 +70,13 @@ def test_two_gateways_in_one_process_do_not_clash() -> None:
         for metrics in (Metrics(), Metrics())
     )
     assert first == second
+
+
+def test_a_model_that_answers_for_another() -> None:
+    metrics = Metrics()
+    record = RequestRecord(method="POST", path="/", started=0.0, model="b", asked="a", status=200)
+    metrics.observe(record, 0.1)
+    assert "sovereign_fallbacks_total{" not in metrics.text().decode(), "it did not answer"
+    record.answered = True
+    metrics.observe(record, 0.1)
+    assert 'sovereign_fallbacks_total{model="a",to="b"} 1.0' in metrics.text().decode()

@@ -17,7 +17,7 @@ import aiohttp
 import msgspec
 import pytest
 
-from sovereign_ai.config import GatewaySettings, encode_gateway
+from sovereign_ai.config import GatewaySettings, TracingSettings, encode_gateway
 from sovereign_ai.errors import NoPermission, PortTaken, UsageError
 from sovereign_ai.gateway.admission import Limits
 from sovereign_ai.gateway.ledger import Ledger
@@ -27,6 +27,7 @@ from sovereign_ai.spec import Routes
 from tests.gateway.fake_triton import FakeTriton
 from tests.gateway.running import chat_body, in_loop, routes_to, until
 from tests.gateway.test_templates import save_tokenizer
+from tests.gateway.test_tracing import Receiver
 
 SCRIPT = """
 import sys
@@ -93,6 +94,30 @@ async def test_a_signal_ends_streams_and_then_the_process(number: signal.Signals
     events = [json.loads(line) for line in log.splitlines()]
     assert [event["event"] for event in events][-2:] == ["request", "stopped"]
     assert events[-2]["error"] == "shutting_down"
+
+
+@pytest.mark.parametrize("there", [True, False])
+@in_loop
+async def test_traces_leave_the_process_and_its_log_stays_whole(there: bool, tmp_path: Path) -> None:
+    """A receiver that is not there holds up neither requests nor the end."""
+    fake = FakeTriton()
+    async with fake.listening(), Receiver().listening() as receiver:
+        tracing = TracingSettings(endpoint=receiver.url if there else "http://127.0.0.1:9")
+        async with process(tmp_path, fake, tracing=tracing) as (gateway, url, secret):
+            headers = {"Authorization": f"Bearer {secret}"}
+            async with (
+                aiohttp.ClientSession(headers=headers) as session,
+                session.post(f"{url}/v1/chat/completions", json=chat_body()) as response,
+            ):
+                assert response.status == 200
+            gateway.terminate()
+            async with asyncio.timeout(3.5):
+                assert gateway.stderr is not None
+                log = await gateway.stderr.read()
+                assert await gateway.wait() == 0
+        assert ("chat smol" in receiver.spans()) == there
+    events = [json.loads(line)["event"] for line in log.splitlines()]
+    assert events.count("traces_unsent") == (0 if there else 1)
 
 
 @in_loop

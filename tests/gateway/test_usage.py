@@ -46,14 +46,16 @@ def write(path: Path, *rows: tuple[float, RequestRecord]) -> None:
 
 
 def test_a_row_has_everything(path: Path) -> None:
-    full = record(endpoint="up", first_token=0.25, queue_s=0.5, retries=1, continuations=2, status=499)
+    full = record(
+        endpoint="up", first_token=0.25, queue_s=0.5, retries=1, continuations=2, status=499, asked="m0"
+    )
     writer = UsageWriter(path, keep_days=10**6, clock=lambda: NOON)
     writer.add(full, 2.0)
     writer.start()
     writer.close()
     with closing(sqlite3.connect(path)) as db:
         (row,) = db.execute("SELECT * FROM usage")
-    assert row == (NOON - 2, "k1", "m1", "up", 499, 3, 4, 0.25, 2.0, 0.5, 1, 2)
+    assert row == (NOON - 2, "k1", "m1", "up", 499, 3, 4, 0.25, 2.0, 0.5, 1, 2, "m0")
 
 
 def test_sums(path: Path) -> None:

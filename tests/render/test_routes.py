@@ -116,3 +116,16 @@ def test_copies_of_a_model_are_endpoints_of_one_route() -> None:
         ("triton-gpu-3", "nemo"),
     ]
     assert [endpoint.url for endpoint in minilm.endpoints] == ["http://127.0.0.1:4002"]
+
+
+def test_a_route_knows_who_answers_in_its_place() -> None:
+    planned = plan(deployment("smol", "cpu"), deployment("nemo", "GPU-gpu-1"))
+    routes = render_routes(
+        planned,
+        triton_processes(planned, FOLDERS),
+        FOLDERS,
+        URLS,
+        created=0,
+        fallbacks={"nemo": ("smol",), "smol": ()},
+    )
+    assert {route.model: route.fallback for route in routes.routes} == {"smol": (), "nemo": ("smol",)}

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from sovereign_ai import catalog
 from sovereign_ai.cli import address, conversation, plan_tables, tables
 from sovereign_ai.cli.planning import plan_of
-from sovereign_ai.cli.wanted import known_model, stored_formats
+from sovereign_ai.cli.wanted import check_fallbacks, known_model, stored_formats
 from sovereign_ai.config import Factory, ModelEntry, Paths, environment
 from sovereign_ai.console import Console
 from sovereign_ai.deploy import local
@@ -19,6 +19,7 @@ from sovereign_ai.deploy.state import RunLock, RunSpec, read_state, write_json
 from sovereign_ai.engines import environment as engine_environment
 from sovereign_ai.engines.environment import EngineEnvironment
 from sovereign_ai.errors import AlreadyRunning, EngineFailed
+from sovereign_ai.gateway.extras import check_extras
 from sovereign_ai.gateway.ledger import Ledger
 from sovereign_ai.inventory import catalog_bandwidths, form_tiers, take_inventory
 from sovereign_ai.planner import wish_for
@@ -99,6 +100,7 @@ class _Up:
         self._serve(plan, engine, manifests, lock)
 
     def _check(self) -> None:
+        check_extras(self._factory.gateway)
         left = local.clean_up(self._paths)
         if left:
             self._console.note(f"ended {left} processes that a crashed run had left")
@@ -124,6 +126,7 @@ class _Up:
             return ensure(self._store, entry, self._console).model
 
     def _plan(self, inventory: Inventory, tiers: Sequence[Tier], models: Sequence[Model]) -> Plan:
+        check_fallbacks(self._entries, models)
         wishes = [
             wish_for(model, entry, stored=stored_formats(entry, self._store))
             for model, entry in zip(models, self._entries, strict=True)
@@ -189,9 +192,15 @@ class _Up:
         ports: Mapping[str, tuple[int, int]],
     ) -> None:
         urls = {name: f"http://127.0.0.1:{pair[0]}" for name, pair in ports.items()}
-        upstreams = self._factory.gateway.upstreams
-        created = int(time.time())
-        routes = render_routes(plan, processes, folders, urls, created=created, upstreams=upstreams)
+        routes = render_routes(
+            plan,
+            processes,
+            folders,
+            urls,
+            created=int(time.time()),
+            upstreams=self._factory.gateway.upstreams,
+            fallbacks={entry.name: entry.fallback for entry in self._entries},
+        )
         write_json(self._paths.run / "plan.json", plan)
         write_json(self._paths.run / "routes.json", routes)
 

@@ -10,7 +10,7 @@ import msgspec
 
 from sovereign_ai import catalog
 from sovereign_ai.catalog.shapes import KnownShape, find_shape, nearest_shapes
-from sovereign_ai.config import ModelEntry
+from sovereign_ai.config import FALLBACK_HINT, ModelEntry, fallback_problem
 from sovereign_ai.errors import ConfigError, StoreError
 from sovereign_ai.planner import Wish, wish_for
 from sovereign_ai.spec import Format, Model
@@ -30,7 +30,21 @@ FORMATS: tuple[tuple[str, Format], ...] = (
 
 def wishes_for(entries: Sequence[ModelEntry], store: Store) -> list[Wish]:
     """Raises ConfigError for a model of which nothing is known yet, StoreError for broken files."""
-    return [wish_for(model_of(entry, store), entry, stored=stored_formats(entry, store)) for entry in entries]
+    models = [model_of(entry, store) for entry in entries]
+    check_fallbacks(entries, models)
+    return [
+        wish_for(model, entry, stored=stored_formats(entry, store))
+        for model, entry in zip(models, entries, strict=True)
+    ]
+
+
+def check_fallbacks(entries: Sequence[ModelEntry], models: Sequence[Model]) -> None:
+    """Raises ConfigError for a model that falls back to one of another task, now that tasks are known."""
+    tasks = {entry.name: model.task for entry, model in zip(entries, models, strict=True)}
+    for entry in entries:
+        for name in entry.fallback:
+            if problem := fallback_problem(entry.name, tasks[entry.name], name, tasks[name]):
+                raise ConfigError(f"{_at(entry)}{problem}", FALLBACK_HINT)
 
 
 def stored_formats(entry: ModelEntry, store: Store) -> tuple[Format, ...]:

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from sovereign_ai.config import GatewaySettings
 from sovereign_ai.errors import (
@@ -28,6 +28,7 @@ from sovereign_ai.errors import (
 from sovereign_ai.gateway import admission, cors, metrics
 from sovereign_ai.gateway.door import Door, Rate, Spent
 from sovereign_ai.gateway.exchange import CLIENT_GONE, ClientGone, Exchange, Headers, Receive, Scope, Send
+from sovereign_ai.gateway.fallback import Fallback
 from sovereign_ai.gateway.flight import Flight, Interruption
 from sovereign_ai.gateway.journal import Clock, Journal, RequestRecord, Write
 from sovereign_ai.gateway.metrics import UNKNOWN, Metrics
@@ -38,6 +39,9 @@ from sovereign_ai.gateway.usher import AdmittingClient, CountedPool, PermittedMo
 from sovereign_ai.gateway.visit import CURRENT, Visit
 from sovereign_ai.gateway.wire import openapi, responses
 from sovereign_ai.spec import Routes
+
+if TYPE_CHECKING:
+    from sovereign_ai.gateway.tracing import Tracing
 
 MODELS = "/v1/models"
 OPENAPI = "/openapi.json"
@@ -77,13 +81,15 @@ class Gateway:
         settings: GatewaySettings,
         spent: Mapping[str, Spent],
         usage: UsageBook | None,
+        tracing: Tracing | None,
         write: Write,
         clock: Clock,
         monotonic: Clock,
         new_id: Callable[[], str],
     ) -> None:
         self._routes, self._keys, self._served = routes, keys, served
-        self._max_body_bytes, self._settings, self._usage = max_body_bytes, settings, usage
+        self._max_body_bytes, self._settings = max_body_bytes, settings
+        self._usage, self._tracing = usage, tracing
         self._clock, self._monotonic = clock, monotonic
         self._stopping = False
         self._flights: dict[Flight, Exchange] = {}
@@ -93,7 +99,9 @@ class Gateway:
         self.pool = CountedPool(routes, self.metrics, self.journal, clock=monotonic)
         self._door = Door(settings, self.metrics, self.pool.capacity, spent, clock=clock, monotonic=monotonic)
         client = AdmittingClient(self.pool, self.metrics, self.journal, self._door)
-        proxy = Proxy(PermittedModels(served), client, clock=clock, monotonic=monotonic, new_id=new_id)
+        models = PermittedModels(served)
+        fallback = Fallback(models, lambda model: self.pool.capacity(model) > 0, self._door.take_back)
+        proxy = Proxy(models, client, fallback, clock=clock, monotonic=monotonic, new_id=new_id)
         self._passed = {route.model: route for route in routes.routes if route.passed_on}
         passer = Passer(PermittedModels(self._passed), client, monotonic)
         self._posts: Mapping[str, AnswerBody] = {
@@ -229,6 +237,8 @@ class Gateway:
         exchange.record.key = key.id
         deadline = exchange.record.started + self._patience_s(exchange)
         visit = Visit(exchange.record, key, deadline)
+        if self._tracing is not None:
+            visit.trace = self._tracing.begin(exchange.path, exchange.header)
         CURRENT.set(visit)
         # not of the exchange itself: a circle would leave every request to the garbage collector
         exchange.more_headers = partial(self._more_headers, exchange.header(b"origin"), visit)
@@ -258,8 +268,12 @@ class Gateway:
         await exchange.answer(200 if headers else 403, b"", headers=headers)
 
     def _more_headers(self, origin: str | None, visit: Visit | None) -> Headers:
-        rates = [] if visit is None else _rate_headers(self._door.rates(visit))
-        return [*cors.answer_headers(self._settings.cors, origin), *rates] if self._settings.cors else rates
+        headers = [] if visit is None else _rate_headers(self._door.rates(visit))
+        if visit is not None and visit.record.asked is not None:
+            headers.append((b"x-sovereign-fallback", (visit.record.model or UNKNOWN).encode()))
+        if not self._settings.cors:
+            return headers
+        return [*cors.answer_headers(self._settings.cors, origin), *headers]
 
     def _get_for(self, path: str) -> Answer | None:
         return self._model if path.startswith(MODELS + "/") else self._gets.get(path)
@@ -310,6 +324,8 @@ class Gateway:
         duration_s = self._monotonic() - record.started
         if (visit := CURRENT.get()) is not None:
             self._door.leave(visit)
+            if visit.trace is not None:
+                visit.trace.end(record)
             if self._usage is not None and record.answered:
                 self._usage.add(record, duration_s)
         self.journal.request(record, duration_s)
@@ -333,6 +349,7 @@ def create_app(
     settings: GatewaySettings | None = None,
     spent: Mapping[str, Spent] | None = None,
     usage: UsageBook | None = None,
+    tracing: Tracing | None = None,
     prompts: Mapping[str, PromptBuilder] | None = None,
     clock: Clock = time.time,
     monotonic: Clock = time.monotonic,
@@ -342,7 +359,7 @@ def create_app(
 
     `write` takes the log, a JSON line at a time; `prompts` maps models to their text side, which is otherwise
     read from the routes' folders (UnsupportedModel when that fails). `spent`: key id → what it has spent
-    before; `usage` takes what each request spends.
+    before; `usage` takes what each request spends, `tracing` makes its spans.
     """
     if prompts is None:
         prompts = {
@@ -358,6 +375,7 @@ def create_app(
         settings=settings or GatewaySettings(),
         spent=spent or {},
         usage=usage,
+        tracing=tracing,
         write=write,
         clock=clock,
         monotonic=monotonic,

@@ -17,7 +17,7 @@ PREFLIGHT_AGE_S = b"600"
 _EXPOSED = (
     b"retry-after, x-should-retry, x-ratelimit-limit-requests, x-ratelimit-remaining-requests, "
     b"x-ratelimit-reset-requests, x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, "
-    b"x-ratelimit-reset-tokens"
+    b"x-ratelimit-reset-tokens, x-sovereign-fallback"
 )
 
 

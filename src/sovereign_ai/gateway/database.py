@@ -18,7 +18,7 @@ from sovereign_ai.errors import UsageError, disk_errors
 Connection = sqlite3.Connection
 DatabaseError = sqlite3.DatabaseError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 BUSY_PAUSE_S = 0.02
 BUSY_TIMEOUT_S = 5.0
 """How long a writer waits for another one; writes take milliseconds."""
@@ -52,7 +52,11 @@ CREATE TABLE usage_days (
     PRIMARY KEY (day, key, model)
 ) STRICT;
 """
-_STEPS = (_VERSION_1, _VERSION_2)
+# The model that the client named, where another one answered for it.
+_VERSION_3 = """
+ALTER TABLE usage ADD COLUMN asked TEXT;
+"""
+_STEPS = (_VERSION_1, _VERSION_2, _VERSION_3)
 
 
 def open_database(path: Path) -> Connection:

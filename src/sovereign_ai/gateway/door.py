@@ -84,6 +84,13 @@ class Door:
         for meter in visit.begun:
             meter.end()
 
+    def take_back(self, visit: Visit) -> None:
+        """Nothing came of what was reserved: it is as if it had not been asked for."""
+        for part in visit.reserved:
+            for meter, reservation in part:
+                meter.settle(reservation, 0)
+        visit.reserved.clear()
+
     async def admit(self, visit: Visit, model: str, tokens: int) -> Ticket:
         """A place in an engine, until `release`, for a part of the request that may take `tokens`. Raises
         RateLimited, or UpstreamUnavailable at the deadline."""

@@ -81,6 +81,7 @@ class Generator:
             reason = None
             while reason is None:
                 reason = await hear(index, await stream.read())
+            exchange.record.finish_reasons += (reason,)
             await stream.drain()
 
     async def _generate_all(

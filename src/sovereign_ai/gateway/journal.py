@@ -24,6 +24,9 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     started: float
     status: int = 0
     model: str | None = None
+    """The one that answers, or was to."""
+    asked: str | None = None
+    """The one that the client named, where another one answers for it."""
     key: str | None = None
     endpoint: str | None = None
     """The one that was asked last."""
@@ -36,6 +39,8 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     answered: bool = False
     """Whether an engine began to answer: from then on it costs tokens."""
     error: str | None = None
+    finish_reasons: tuple[str, ...] = ()
+    """Of each choice that came to its end, as the engine gave it."""
 
     @property
     def billed_prompt_tokens(self) -> int:
@@ -65,6 +70,7 @@ class Journal:
             path=record.path[:MAX_PATH_CHARACTERS],
             status=record.status,
             model=record.model,
+            asked=record.asked,
             key=record.key,
             endpoint=record.endpoint,
             duration_s=round(duration_s, 6),

@@ -133,6 +133,12 @@ class Metrics:
             model,
             registry=registry,
         )
+        self.fallbacks = Counter(
+            "sovereign_fallbacks_total",
+            "Requests for `model` that `to` answered",
+            ("model", "to"),
+            registry=registry,
+        )
         self.ejections = Counter(
             "sovereign_ejections_total",
             "Times an endpoint was left alone because it failed again and again",
@@ -169,6 +175,8 @@ class Metrics:
         found.prompt_tokens.inc(record.prompt_tokens)
         found.completion_tokens.inc(record.completion_tokens)
         self._observe_key(record)
+        if record.asked is not None:
+            self.fallbacks.labels(record.asked, model).inc()
         if record.ttft_s is not None:
             found.ttft.observe(record.ttft_s)
             if record.completion_tokens > 1:

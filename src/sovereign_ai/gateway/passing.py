@@ -107,8 +107,9 @@ class Passing:
         return response
 
     async def _client_post(self, upstream: Upstream, path: str, data: bytes) -> Response:
+        headers = self._client.headers() + upstream.authorization
         try:
-            response = await upstream.client.post(path, data, upstream.headers)
+            response = await upstream.client.post(path, data, headers)
             upstream.heard()
             if response.status < _SERVER_ERRORS and response.status not in (_TOO_MANY, *_REFUSED_KEY):
                 return response

@@ -14,7 +14,7 @@ from yarl import URL
 from sovereign_ai.errors import UpstreamUnavailable, UsageError
 from sovereign_ai.gateway.affinity import Affinity
 from sovereign_ai.gateway.breaker import Breaker
-from sovereign_ai.gateway.client import JSON_HEADERS, Client
+from sovereign_ai.gateway.client import Client
 from sovereign_ai.gateway.journal import Clock, Journal
 from sovereign_ai.gateway.metrics import Metrics
 from sovereign_ai.gateway.picker import pick
@@ -50,7 +50,7 @@ class Upstream:
 
     def __init__(self, route: Route, endpoint: Endpoint, clock: Clock) -> None:
         self.route_model = route.model
-        self.name = endpoint.name
+        self.name, self.url = endpoint.name, endpoint.url
         self.weight = endpoint.weight
         self.context = endpoint.context or route.context or UNKNOWN_CONTEXT
         self.healthy = False
@@ -70,7 +70,7 @@ class Upstream:
         self.outstanding = 0
         self.client = Client(URL(endpoint.url))
         self.model, self.engine = endpoint.model, endpoint.engine
-        self.headers = JSON_HEADERS + _authorization(endpoint)
+        self.authorization = _authorization(endpoint)
         self.root = URL(endpoint.url).path.rstrip("/").removesuffix("/v1")
         """Of the paths of an endpoint that requests are passed on to."""
         base = URL(endpoint.url).path.rstrip("/") + f"/v2/models/{endpoint.model}"
@@ -276,7 +276,7 @@ class Pool:
     async def _is_ready(self, upstream: Upstream) -> bool:
         try:
             async with asyncio.timeout(PROBE_TIMEOUT_S):
-                response = await upstream.client.get(upstream.ready_path, upstream.headers)
+                response = await upstream.client.get(upstream.ready_path, upstream.authorization)
                 with closing(response):
                     await response.read()
                     return response.status == 200

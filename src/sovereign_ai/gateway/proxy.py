@@ -11,6 +11,7 @@ import msgspec
 from sovereign_ai.errors import InvalidRequest, ModelNotFound
 from sovereign_ai.gateway.conversation import Conversation, Room, assignment
 from sovereign_ai.gateway.exchange import Exchange
+from sovereign_ai.gateway.fallback import Fallback
 from sovereign_ai.gateway.generation import Generator
 from sovereign_ai.gateway.journal import Clock
 from sovereign_ai.gateway.templates import PromptBuilder
@@ -53,12 +54,13 @@ class Proxy:
         self,
         served: Mapping[str, Served],
         client: TritonClient,
+        fallback: Fallback,
         *,
         clock: Clock,
         monotonic: Clock,
         new_id: Callable[[], str],
     ) -> None:
-        self._served, self._client = served, client
+        self._served, self._client, self._fallback = served, client, fallback
         self._clock, self._new_id = clock, new_id
         self._generator = Generator(client, monotonic)
 
@@ -81,31 +83,42 @@ class Proxy:
 
     async def chat(self, exchange: Exchange, body: bytes) -> None:
         request = requests.parse_chat(body)
-        served = self._find(exchange, request.model, "chat")
-        format_ = formats.ChatFormat(
-            self._head("chatcmpl-", request.model),
-            include_usage=request.include_usage,
-            choices=request.n,
-            top=request.top,
-            short_ids=served.prompts.form == "mistral",
-        )
-        await self._converse(exchange, served, Conversation(request), lambda _: format_)
+
+        async def ask(served: Served) -> None:
+            format_ = formats.ChatFormat(
+                self._head("chatcmpl-", served),
+                include_usage=request.include_usage,
+                choices=request.n,
+                top=request.top,
+                short_ids=served.prompts.form == "mistral",
+            )
+            await self._converse(exchange, served, Conversation(request), lambda _: format_)
+
+        await self._fallback.ask(self._find(exchange, request.model, "chat"), ask)
 
     async def respond(self, exchange: Exchange, body: bytes) -> None:
         request = responses_api.parse_responses(body)
-        served = self._find(exchange, request.model, "chat")
-        format_ = responses_api.ResponsesFormat(self._head("resp_", request.model), request.echoed())
+        asked = self._find(exchange, request.model, "chat")
         conversation = Conversation(request.as_chat(), param="input", structure_param="text.format")
-        await self._converse(exchange, served, conversation, lambda _: format_)
+
+        async def ask(served: Served) -> None:
+            format_ = responses_api.ResponsesFormat(self._head("resp_", served), request.echoed())
+            await self._converse(exchange, served, conversation, lambda _: format_)
+
+        await self._fallback.ask(asked, ask)
 
     async def message(self, exchange: Exchange, body: bytes) -> None:
         request = anthropic.parse_messages(body)
-        served = self._find(exchange, request.model, "chat")
-        head = self._head("msg_", request.model)
+        asked = self._find(exchange, request.model, "chat")
         conversation = Conversation(
             request.as_chat(), beginning=request.beginning, stops=request.stop_sequences or ()
         )
-        await self._converse(exchange, served, conversation, partial(anthropic.AnthropicFormat, head))
+
+        async def ask(served: Served) -> None:
+            make = partial(anthropic.AnthropicFormat, self._head("msg_", served))
+            await self._converse(exchange, served, conversation, make)
+
+        await self._fallback.ask(asked, ask)
 
     async def count_tokens(self, exchange: Exchange, body: bytes) -> None:
         request = anthropic.parse_count(body)
@@ -115,36 +128,46 @@ class Proxy:
 
     async def complete(self, exchange: Exchange, body: bytes) -> None:
         request = requests.parse_completion(body)
-        served = self._find(exchange, request.model, "chat")
-        format_ = formats.CompletionFormat(
-            self._head("cmpl-", request.model),
-            include_usage=request.include_usage,
-            choices=request.n,
-            top=request.top,
-        )
-        room = await self._room(exchange, request, served, request.text, "prompt")
-        await self._generator.run(exchange, served.route, assignment(request, request.text, room, format_))
+
+        async def ask(served: Served) -> None:
+            format_ = formats.CompletionFormat(
+                self._head("cmpl-", served),
+                include_usage=request.include_usage,
+                choices=request.n,
+                top=request.top,
+            )
+            room = await self._room(exchange, request, served, request.text, "prompt")
+            work = assignment(request, request.text, room, format_)
+            await self._generator.run(exchange, served.route, work)
+
+        await self._fallback.ask(self._find(exchange, request.model, "chat"), ask)
 
     async def embed(self, exchange: Exchange, body: bytes) -> None:
         request = requests.parse_embeddings(body)
-        served = self._find(exchange, request.model, "embed")
-        await _check_texts(served, request.texts, "input")
-        found = await self._embeddings(exchange, served, request.texts, request.dimensions)
-        counted = exchange.record.prompt_tokens
-        await exchange.answer(
-            200, responses.embeddings_body(found, request.encoding_format, request.model, counted)
-        )
+
+        async def ask(served: Served) -> None:
+            await _check_texts(served, request.texts, "input")
+            found = await self._embeddings(exchange, served, request.texts, request.dimensions)
+            counted, model = exchange.record.prompt_tokens, served.route.model
+            await exchange.answer(
+                200, responses.embeddings_body(found, request.encoding_format, model, counted)
+            )
+
+        await self._fallback.ask(self._find(exchange, request.model, "embed"), ask)
 
     async def rerank(self, exchange: Exchange, body: bytes) -> None:
         request = parsing.parse(body, rerank.RerankRequest)
-        served = self._find(exchange, request.model, "embed")
         texts = request.texts
-        await _check_texts(served, [request.query], "query")
-        await _check_texts(served, texts, "documents")
-        query, *documents = await self._embeddings(exchange, served, [request.query, *texts])
-        counted = exchange.record.prompt_tokens
-        id_ = "rerank-" + self._new_id()
-        await exchange.answer(200, rerank.rerank_body(request, id_, query, documents, counted))
+
+        async def ask(served: Served) -> None:
+            await _check_texts(served, [request.query], "query")
+            await _check_texts(served, texts, "documents")
+            query, *documents = await self._embeddings(exchange, served, [request.query, *texts])
+            counted, id_ = exchange.record.prompt_tokens, "rerank-" + self._new_id()
+            answered = msgspec.structs.replace(request, model=served.route.model)
+            await exchange.answer(200, rerank.rerank_body(answered, id_, query, documents, counted))
+
+        await self._fallback.ask(self._find(exchange, request.model, "embed"), ask)
 
     async def tokenize(self, exchange: Exchange, body: bytes) -> None:
         request = tokens.parse_tokenize(body)
@@ -226,8 +249,8 @@ class Proxy:
             )
         return served
 
-    def _head(self, prefix: str, model: str) -> formats.Head:
-        return formats.Head(prefix + self._new_id(), int(self._clock()), model)
+    def _head(self, prefix: str, served: Served) -> formats.Head:
+        return formats.Head(prefix + self._new_id(), int(self._clock()), served.route.model)
 
 
 def no_such_model(model: str) -> ModelNotFound:

@@ -18,6 +18,7 @@ import uvicorn
 from sovereign_ai.config import GatewaySettings
 from sovereign_ai.errors import NoPermission, PortTaken, SovereignError, UsageError, disk_errors
 from sovereign_ai.gateway.app import Gateway, create_app
+from sovereign_ai.gateway.extras import open_tracing
 from sovereign_ai.gateway.ledger import Ledger
 from sovereign_ai.gateway.protocol import Protocol
 from sovereign_ai.gateway.tls import Certificate
@@ -146,6 +147,7 @@ def serve(*, routes_file: Path, ledger_file: Path, settings: GatewaySettings) ->
             lost=lambda count: gateway.metrics.usage_lost.inc(count),
             failed=lambda reason: gateway.journal.event("usage_unwritten", error=reason),
         )
+        tracing = open_tracing(settings, lambda reason: gateway.journal.event("traces_unsent", reason=reason))
         gateway = create_app(
             routes,
             keys,
@@ -153,6 +155,7 @@ def serve(*, routes_file: Path, ledger_file: Path, settings: GatewaySettings) ->
             settings=settings,
             spent=spent_this_month(ledger_file, time.time()),
             usage=usage,
+            tracing=tracing,
             write=_write_log,
         )
         certificate = Certificate(settings.tls, gateway.journal.event) if settings.tls else None
@@ -163,6 +166,8 @@ def serve(*, routes_file: Path, ledger_file: Path, settings: GatewaySettings) ->
             Server(gateway, routes_file, certificate).run(sockets=[listener])
         finally:
             usage.close()
+            if tracing is not None:
+                tracing.close()
         gateway.journal.event("stopped")
 
 

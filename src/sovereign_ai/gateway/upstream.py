@@ -13,7 +13,7 @@ from functools import partial
 from typing import TypeVar
 
 from sovereign_ai.errors import ApiError, UpstreamFailed, UpstreamUnavailable
-from sovereign_ai.gateway.client import Broken, CannotConnect, Response
+from sovereign_ai.gateway.client import JSON_HEADERS, Broken, CannotConnect, Response
 from sovereign_ai.gateway.continuation import Answer, Order
 from sovereign_ai.gateway.journal import MAX_REASON_CHARACTERS, Journal
 from sovereign_ai.gateway.metrics import Metrics
@@ -37,6 +37,9 @@ class TokenStream:
         self._splitter = EventSplitter()
         self._ahead: list[triton.Event] = []
         self._open = True
+        self._failure: ApiError | None = None
+        self.on_close: Callable[[ApiError | None], None] | None = None
+        """Told once that it is closed, and what it failed by."""
 
     def close(self) -> None:
         """Before the end of the answer this closes the connection, which makes Triton stop generating."""
@@ -44,6 +47,8 @@ class TokenStream:
             self._open = False
             self._response.close()
             self._upstream.end()
+            if self.on_close is not None:
+                self.on_close(self._failure)
 
     async def read_ahead(self) -> None:
         self._ahead = await self.read()
@@ -72,12 +77,16 @@ class TokenStream:
         try:
             return await self._response.readany()
         except Broken as error:
-            raise self._broken(repr(error)) from error
+            raise self._failed(repr(error)) from error
+
+    def _failed(self, reason: str) -> ApiError:
+        self._failure = self._broken(reason)
+        return self._failure
 
     def _event(self, payload: bytes) -> triton.Event:
         event = triton.read_event(payload)
         if event.error is not None:
-            raise self._broken(event.error)
+            raise self._failed(event.error)
         return event
 
 
@@ -177,10 +186,14 @@ class TritonClient:
             head_length = int(response.headers.get(b"inference-header-content-length", len(body)))
             return triton.read_embeddings(body, head_length, len(texts))
 
+    def headers(self) -> bytes:
+        """The header lines of a request to an endpoint."""
+        return JSON_HEADERS
+
     async def _post(self, upstream: Upstream, path: str, body: bytes) -> Response:
         """An answer with status 200, of which only the head was read."""
         try:
-            response = await upstream.client.post(path, body)
+            response = await upstream.client.post(path, body, self.headers())
             if response.status == 200:
                 return response
             with closing(response):

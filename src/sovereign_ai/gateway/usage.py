@@ -35,7 +35,7 @@ PRUNE_INTERVAL_S = 3600.0
 
 By = Literal["key", "model", "day"]
 
-_INSERT = "INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_INSERT = "INSERT INTO usage VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _SUM_UP = """
 INSERT INTO usage_days
 SELECT strftime('%Y-%m-%d', time, 'unixepoch') AS day, key, model,
@@ -63,7 +63,7 @@ _SPENT = (
 )
 _EVER = "1970-01-01"
 
-Row = tuple[float, str, str, str | None, int, int, int, float | None, float, float, int, int]
+Row = tuple[float, str, str, str | None, int, int, int, float | None, float, float, int, int, str | None]
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -114,6 +114,7 @@ class UsageWriter:
                 self._clock() - duration_s, record.key or "", record.model or "", record.endpoint,
                 record.status, record.billed_prompt_tokens, record.completion_tokens, record.ttft_s,
                 duration_s, record.queue_s, record.retries, record.continuations,
+                record.asked,
             )
         )  # fmt: skip
 

@@ -6,18 +6,22 @@ It stands before TritonClient and Pool and has their calls: formats are written 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TypeVar
 
 from sovereign_ai.errors import UpstreamUnavailable
 from sovereign_ai.gateway.admission import check_model
+from sovereign_ai.gateway.client import JSON_HEADERS
 from sovereign_ai.gateway.continuation import Answer, Order
 from sovereign_ai.gateway.door import Door
+from sovereign_ai.gateway.fallback import TurnAway, turned_away_once
 from sovereign_ai.gateway.journal import Clock, Journal
 from sovereign_ai.gateway.metrics import Metrics
 from sovereign_ai.gateway.pool import Pool, Upstream
-from sovereign_ai.gateway.upstream import TritonClient
+from sovereign_ai.gateway.queueing import Ticket
+from sovereign_ai.gateway.upstream import TokenStream, TritonClient
 from sovereign_ai.gateway.visit import CURRENT, Visit
 from sovereign_ai.gateway.wire import triton
 from sovereign_ai.spec import Route, Routes
@@ -27,6 +31,8 @@ DEFAULT_PLACES = 256
 
 CHARACTERS_PER_TOKEN = 4
 """Of English text, roughly: only what is reserved for embeddings; they are billed by the engine's count."""
+
+_T = TypeVar("_T")
 
 
 class CountedPool(Pool):
@@ -71,13 +77,13 @@ class CountedPool(Pool):
 class AdmittingClient(TritonClient):
     """TritonClient behind the door."""
 
-    def __init__(self, pool: Pool, metrics: Metrics, journal: Journal, door: Door) -> None:
+    def __init__(self, pool: CountedPool, metrics: Metrics, journal: Journal, door: Door) -> None:
         super().__init__(pool, metrics, journal)
-        self._door = door
+        self._door, self._capacity = door, pool.capacity
 
     @asynccontextmanager
     async def place(self, model: str, tokens: int) -> AsyncIterator[None]:
-        ticket = await self._door.admit(_current(), model, tokens)
+        ticket = await self._admit(_current(), model, tokens)
         try:
             yield
         finally:
@@ -88,6 +94,8 @@ class AdmittingClient(TritonClient):
         visit = _current()
         # further choices read the same prompt, and it is billed once
         prompt = 0 if visit.reserved else visit.record.prompt_tokens
+        if visit.trace is not None:
+            visit.trace.order(order.sampling)
         async with (
             self.place(route.model, prompt + order.max_tokens),
             super().answer(route, order, tokens=tokens) as answer,
@@ -103,8 +111,46 @@ class AdmittingClient(TritonClient):
         visit.record.answered = True
         return found
 
+    async def _tried(self, upstream: Upstream, attempt: Callable[[Upstream], Awaitable[_T]]) -> _T:
+        trace = _current().trace
+        if trace is None:
+            return await super()._tried(upstream, attempt)
+        with trace.attempt(upstream) as span:
+            result = await super()._tried(upstream, attempt)
+        if isinstance(result, TokenStream):
+            result.on_close = span.end
+        else:
+            span.end()
+        return result
 
-_T = TypeVar("_T")
+    def headers(self) -> bytes:
+        trace = _current().trace
+        return JSON_HEADERS if trace is None else JSON_HEADERS + trace.headers()
+
+    async def _admit(self, visit: Visit, model: str, tokens: int) -> Ticket:
+        if visit.trace is None:
+            return await self._place(visit, model, tokens)
+        with visit.trace.queue(model):
+            return await self._place(visit, model, tokens)
+
+    async def _place(self, visit: Visit, model: str, tokens: int) -> Ticket:
+        """A place, as the door gives it. Raises TurnAway once nobody is there who could answer, and another
+        model can: without one the request waits."""
+        if visit.elsewhere is None:
+            return await self._door.admit(visit, model, tokens)
+        is_better = partial(self._is_better_elsewhere, visit, model)
+        if is_better():
+            raise TurnAway
+        async with turned_away_once(is_better):
+            return await self._door.admit(visit, model, tokens)
+
+    def _is_better_elsewhere(self, visit: Visit, model: str) -> bool:
+        return (
+            self._capacity(model) == 0
+            and not visit.record.answered
+            and visit.elsewhere is not None
+            and visit.elsewhere()
+        )
 
 
 class PermittedModels(Mapping[str, _T]):

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextvars import ContextVar
+from typing import TYPE_CHECKING
 
 from sovereign_ai.gateway.admission import KeyRecord
 from sovereign_ai.gateway.journal import RequestRecord
 from sovereign_ai.gateway.limits import Meter, Reservation
+
+if TYPE_CHECKING:
+    from sovereign_ai.gateway.tracing import Trace
 
 
 class Visit:
@@ -21,6 +26,10 @@ class Visit:
         """Meters that count it as running."""
         self.reserved: list[list[tuple[Meter, Reservation]]] = []
         """For each of its parts: where its tokens are counted."""
+        self.elsewhere: Callable[[], bool] | None = None
+        """Whether another model could answer now; None where none may."""
+        self.trace: Trace | None = None
+        """Its spans; None where none are made."""
 
 
 CURRENT: ContextVar[Visit | None] = ContextVar("visit", default=None)

@@ -19,11 +19,13 @@ def render_routes(
     created: int,
     continuations: int = 2,
     upstreams: Sequence[UpstreamEntry] = (),
+    fallbacks: Mapping[str, Sequence[str]] = {},
 ) -> Routes:
     """`urls` maps a process's name to its base URL, `created` is a Unix time in seconds (as OpenAI's
     model objects carry it). Copies of a model are endpoints of one route, in order of tier; each is weighed
-    by the speed that was predicted for its full batch. `upstreams` are models that others serve. Raises
-    ConfigError where one has the name of a planned model."""
+    by the speed that was predicted for its full batch. `upstreams` are models that others serve, `fallbacks`:
+    model → who answers where it cannot. Raises ConfigError where an upstream has the name of a planned
+    model."""
     ranks = {tier.name: tier.rank for tier in plan.tiers}
     copies: dict[str, list[Deployment]] = {}
     for deployment in plan.deployments:
@@ -40,6 +42,7 @@ def render_routes(
             urls,
             created=created,
             continuations=continuations,
+            fallback=tuple(fallbacks.get(model, ())),
         )
         for model, members in copies.items()
     )
@@ -89,6 +92,7 @@ def _route(
     *,
     created: int,
     continuations: int,
+    fallback: tuple[str, ...],
 ) -> Route:
     first = members[0]
     return Route(
@@ -99,6 +103,7 @@ def _route(
         endpoints=tuple(_endpoint(one, processes, urls) for one in members),
         created=created,
         continuations=continuations,
+        fallback=fallback,
     )
 
 
