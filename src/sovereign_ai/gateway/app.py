@@ -26,14 +26,15 @@ from sovereign_ai.errors import (
     UpstreamUnavailable,
 )
 from sovereign_ai.gateway import admission, cors, metrics
-from sovereign_ai.gateway.door import Door, Rate, Spent
+from sovereign_ai.gateway.door import Door, Entrance, Spent
 from sovereign_ai.gateway.exchange import CLIENT_GONE, ClientGone, Exchange, Headers, Receive, Scope, Send
 from sovereign_ai.gateway.flight import Flight, Interruption
 from sovereign_ai.gateway.journal import Clock, Journal, RequestRecord, Write
+from sovereign_ai.gateway.limits import Rate
 from sovereign_ai.gateway.metrics import UNKNOWN, Metrics
 from sovereign_ai.gateway.proxy import Proxy, Served, no_such_model
 from sovereign_ai.gateway.templates import PromptBuilder, load_prompt_builder
-from sovereign_ai.gateway.usher import AdmittingClient, CountedPool, PermittedModels
+from sovereign_ai.gateway.usher import AdmittingClient, CountedPool, PermittedModels, WayToDoor
 from sovereign_ai.gateway.visit import CURRENT, Visit
 from sovereign_ai.gateway.wire import openapi, responses
 from sovereign_ai.spec import Routes
@@ -80,7 +81,9 @@ class Gateway:
         clock: Clock,
         monotonic: Clock,
         new_id: Callable[[], str],
+        outpost: WayToDoor | None = None,
     ) -> None:
+        self._outpost = outpost
         self._routes, self._keys, self._served = routes, keys, served
         self._max_body_bytes, self._settings, self._usage = max_body_bytes, settings, usage
         self._clock, self._monotonic = clock, monotonic
@@ -89,8 +92,14 @@ class Gateway:
         self._kept = {limits.model for limits in settings.limits if limits.log_content}
         self.metrics = Metrics()
         self.journal = Journal(write, clock)
-        self.pool = CountedPool(routes, self.metrics, self.journal, clock=monotonic)
-        self._door = Door(settings, self.metrics, self.pool.capacity, spent, clock=clock, monotonic=monotonic)
+        self.pool: CountedPool
+        self._door: Entrance
+        if outpost is not None:
+            self.pool, self._door = outpost.share(routes, self.metrics, self.journal), outpost
+        else:
+            self.pool = CountedPool(routes, self.metrics, self.journal, clock=monotonic)
+            capacity = self.pool.capacity
+            self._door = Door(settings, self.metrics, capacity, spent, clock=clock, monotonic=monotonic)
         client = AdmittingClient(self.pool, self.metrics, self.journal, self._door)
         proxy = Proxy(PermittedModels(served), client, clock=clock, monotonic=monotonic, new_id=new_id)
         self._posts: Mapping[str, AnswerBody] = proxy.answers
@@ -196,7 +205,9 @@ class Gateway:
             await self._answer_preflight(exchange)
             return
         if is_api(exchange.path):
-            self._begin_visit(exchange)
+            visit = self._begin_visit(exchange)
+            if exchange.path not in self._posts:
+                await self._door.look(visit)
         elif exchange.path == METRICS and self._settings.metrics_key:
             self._admit(exchange, "metrics")
         if (answer := self._get_for(exchange.path)) is not None:
@@ -211,12 +222,12 @@ class Gateway:
             await _refuse_method(exchange, b"POST")
             return
         if (visit := CURRENT.get()) is not None:
-            self._door.enter(visit)
+            await self._door.enter(visit)
         body = await exchange.body(self._max_body_bytes)
         flight.interrupt_after(exchange.gone)
         await answer(exchange, body)
 
-    def _begin_visit(self, exchange: Exchange) -> None:
+    def _begin_visit(self, exchange: Exchange) -> Visit:
         key = self._admit(exchange, "inference")
         exchange.record.key = key.id
         deadline = exchange.record.started + self._patience_s(exchange)
@@ -224,6 +235,7 @@ class Gateway:
         CURRENT.set(visit)
         # not of the exchange itself: a circle would leave every request to the garbage collector
         exchange.more_headers = partial(self._more_headers, exchange.header(b"origin"), visit)
+        return visit
 
     def _patience_s(self, exchange: Exchange) -> float:
         """How long the client waits for a place at most. Raises InvalidRequest."""
@@ -292,7 +304,8 @@ class Gateway:
         await exchange.answer(200, openapi.document())
 
     async def _metrics_text(self, exchange: Exchange) -> None:
-        await exchange.answer(200, self.metrics.text(), kind=metrics.CONTENT_TYPE.encode())
+        text = self.metrics.text() if self._outpost is None else await self._outpost.metrics_text()
+        await exchange.answer(200, text, kind=metrics.CONTENT_TYPE.encode())
 
     def _close_record(self, exchange: Exchange) -> None:
         """Health checks and scrapes come every few seconds and tell nothing: they are not written down."""
@@ -324,12 +337,13 @@ def create_app(
     clock: Clock = time.time,
     monotonic: Clock = time.monotonic,
     new_id: Callable[[], str] = lambda: uuid.uuid4().hex,
+    outpost: WayToDoor | None = None,
 ) -> Gateway:
     """The gateway for `routes`.
 
     `write` takes the log, a JSON line at a time; `prompts` maps models to their text side, which is otherwise
     read from the routes' folders (UnsupportedModel when that fails). `spent`: key id → what it has spent
-    before; `usage` takes what each request spends.
+    before; `usage` takes what each request spends. `outpost`: to the door of several processes.
     """
     if prompts is None:
         prompts = {route.model: load_prompt_builder(Path(route.folder)) for route in routes.routes}
@@ -346,6 +360,7 @@ def create_app(
         clock=clock,
         monotonic=monotonic,
         new_id=new_id,
+        outpost=outpost,
     )
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from typing import Protocol
 
 from sovereign_ai.errors import UpstreamUnavailable
 from sovereign_ai.gateway.admission import check_model
 from sovereign_ai.gateway.continuation import Answer, Order
-from sovereign_ai.gateway.door import Door
+from sovereign_ai.gateway.door import Entrance
 from sovereign_ai.gateway.journal import Clock, Journal
 from sovereign_ai.gateway.metrics import Metrics
 from sovereign_ai.gateway.pool import Pool, Upstream
@@ -68,10 +69,17 @@ class CountedPool(Pool):
         return self._places.get((upstream.route_model, upstream.name), DEFAULT_PLACES)
 
 
+class WayToDoor(Entrance, Protocol):
+    """From one of several processes to the door in another one (see outpost)."""
+
+    def share(self, routes: Routes, metrics: Metrics, journal: Journal) -> CountedPool: ...
+    async def metrics_text(self) -> bytes: ...
+
+
 class AdmittingClient(TritonClient):
     """TritonClient behind the door."""
 
-    def __init__(self, pool: Pool, metrics: Metrics, journal: Journal, door: Door) -> None:
+    def __init__(self, pool: Pool, metrics: Metrics, journal: Journal, door: Entrance) -> None:
         super().__init__(pool, metrics, journal)
         self._door = door
 
