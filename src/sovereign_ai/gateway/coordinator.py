@@ -32,7 +32,7 @@ from sovereign_ai.gateway.messages import Broken, Happened, Message, Scrape
 from sovereign_ai.gateway.messages import Totals as TotalsMessage
 from sovereign_ai.gateway.metrics import LEAST, Metrics
 from sovereign_ai.gateway.reloading import Reloader, read_routes
-from sovereign_ai.gateway.sharing import SharedPool
+from sovereign_ai.gateway.sharing import LeadingPool
 from sovereign_ai.gateway.templates import PromptBuilder
 from sovereign_ai.gateway.tls import Certificate
 from sovereign_ai.gateway.totals import Family, Totals
@@ -127,9 +127,7 @@ class Coordinator:
     ) -> None:
         self.metrics, self.journal, self._books = metrics, journal, books
         self._start, self._routes = start, routes
-        self._pool = SharedPool(
-            routes, metrics, journal, clock=time.monotonic, tell=lambda told: None, chosen=lambda: None
-        )
+        self._pool = LeadingPool(routes, metrics, journal, clock=time.monotonic, changed=self._tell_health)
         settings, capacity = start.settings, self._pool.capacity
         self._door = Door(settings, metrics, capacity, spent, clock=time.time, monotonic=time.monotonic)
         self._scrapes = Scrapes(metrics)
@@ -137,7 +135,6 @@ class Coordinator:
             settings.workers, start.command, (start.lock,), self._make_desk, self._gone, journal
         )
         self._reloader = Reloader(self, start.routes_file)
-        self._stop = asyncio.Event()
         self._answering: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -147,10 +144,9 @@ class Coordinator:
         await self._pool.start()
         ticks = asyncio.create_task(self._tick())
         try:
-            await self._crew.start()
-            if not self._stop.is_set():
+            if await self._crew.start():
                 self._tell_where()
-            await self._stop.wait()
+            await self._crew.watch()
         finally:
             await self._crew.stop()
             ticks.cancel()
@@ -159,7 +155,6 @@ class Coordinator:
 
     def _on_signal(self) -> None:
         """The second one makes the workers hurry, as it does a gateway of one process."""
-        self._stop.set()
         self._crew.signal(signal.SIGTERM)
 
     def _tell_where(self) -> None:
@@ -171,6 +166,12 @@ class Coordinator:
         while True:
             await asyncio.sleep(TICK_S)
             self._reloader.look()
+            self._tell_health()
+
+    def _tell_health(self) -> None:
+        health = self._pool.health()
+        for desk in self._crew.desks:
+            desk.say(health)
 
     def prompts_for(self, routes: Routes) -> dict[str, PromptBuilder]:
         """None: the workers read prompts, this process counts."""
@@ -181,6 +182,7 @@ class Coordinator:
 
     def ready(self, desk: Desk) -> None:
         self._crew.ready(desk)
+        desk.say(self._pool.health())
 
     def broken(self, desk: Desk, why: Broken) -> None:
         self._crew.broken(desk, why)

@@ -89,10 +89,19 @@ class Crew:
         """Of the workers that listen."""
         return (worker.desk for worker in self._workers.values() if worker.ready)
 
-    async def start(self) -> None:
-        """Until all listen. Raises what keeps one of them from it."""
+    async def start(self) -> bool:
+        """Until all listen, or none is to do so any more. Raises what keeps one of them from it."""
         self._tasks = [asyncio.create_task(self._keep(number)) for number in range(1, self._size + 1)]
         await self._complete
+        return not self._stopping.is_set()
+
+    async def watch(self) -> None:
+        """Until they are told to end. Raises a fault of our own, whose worker nobody would start again."""
+        stopping = asyncio.create_task(self._stopping.wait())
+        done, _ = await asyncio.wait([stopping, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        for task in done:
+            task.result()
 
     def ready(self, desk: Desk) -> None:
         worker = self._workers[desk.worker]
@@ -119,10 +128,10 @@ class Crew:
             self.signal(signal.SIGTERM)
         with suppress(TimeoutError):
             async with asyncio.timeout(STOP_S):
-                await asyncio.shield(asyncio.gather(*self._tasks))
+                await asyncio.wait(self._tasks)
         for worker in self._workers.values():
             worker.process.kill()
-        await asyncio.gather(*self._tasks)
+        await asyncio.wait(self._tasks)
 
     async def _keep(self, number: int) -> None:
         pause_s = FIRST_PAUSE_S

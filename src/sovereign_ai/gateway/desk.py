@@ -128,7 +128,8 @@ class Desk:
             self.say(Entered(asked.visit, self._door.rates(guest.visit)))
 
     def _leave(self, told: Leave) -> None:
-        guest = self._guests.pop(told.visit)
+        if (guest := self._guests.pop(told.visit, None)) is None:
+            return
         self._clear(guest)
         record = guest.visit.record
         record.answered, record.prompt_tokens = True, told.tokens
@@ -160,7 +161,8 @@ class Desk:
             guest.waiting.pop(asked.part, None)
 
     def _release(self, told: Release) -> None:
-        guest = self._guests[told.visit]
+        if (guest := self._guests.get(told.visit)) is None:
+            return
         if (task := guest.waiting.pop(told.part, None)) is not None:
             task.cancel()
         if (place := guest.places.pop(told.part, None)) is not None:

@@ -82,6 +82,13 @@ class Happened(Message):
     change: Change
 
 
+class Health(Message):
+    """Of all endpoints: model, name, whether it is healthy. Told when one changes, and once a second, so that
+    a worker that comes by a new endpoint has it too."""
+
+    endpoints: list[tuple[str, str, bool]]
+
+
 class Busy(Message):
     """How many requests of this worker an endpoint has now."""
 
@@ -154,7 +161,7 @@ class Totals(Message):
 ToCoordinator = (
     Look | Enter | Leave | Admit | Release | Used | Happened | Busy | Numbers | Scrape | Ready | Broken
 )
-ToWorker = Entered | Admitted | Refused | Happened | Scrape | Totals
+ToWorker = Entered | Admitted | Refused | Happened | Health | Scrape | Totals
 
 _encoder = msgspec.msgpack.Encoder()
 _of_workers: msgspec.msgpack.Decoder[ToCoordinator] = msgspec.msgpack.Decoder(ToCoordinator)

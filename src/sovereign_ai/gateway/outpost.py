@@ -21,6 +21,7 @@ from sovereign_ai.gateway.messages import (
     Enter,
     Entered,
     Happened,
+    Health,
     Leave,
     Look,
     Message,
@@ -198,6 +199,8 @@ class Outpost:
             self._answer(message.visit, message.part, message)
         elif isinstance(message, Happened):
             self._pool.take(message)
+        elif isinstance(message, Health):
+            self._pool.take_health(message)
         elif isinstance(message, Scrape):
             self._send(Numbers(message.scrape, self._metrics.families()))
         else:
