@@ -1,4 +1,4 @@
-"""The gateway as several real processes, for tests: its log, its workers, and clients that know their worker."""
+"""The gateway as several real processes, for tests: its log, and clients that know their worker."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
-import msgspec
 
 from sovereign_ai.config import GatewaySettings, encode_gateway
 from sovereign_ai.gateway.admission import Limits
@@ -150,9 +149,3 @@ async def stream(client: aiohttp.ClientSession, **fields: Any) -> tuple[int, int
                 choices = json.loads(line[6:])["choices"]
                 tokens += sum(bool(choice["delta"].get("content")) for choice in choices)
     return 1, tokens, done
-
-
-def with_limits(folder: Path, limits: Limits) -> None:
-    """Other limits for the key, from its next request on."""
-    with Ledger(folder / "ledger.sqlite") as keys:
-        keys.set_key("test", lambda grants: msgspec.structs.replace(grants, limits=limits))
