@@ -166,7 +166,11 @@ class Crew:
     async def _launch(self, number: int) -> tuple[Worker, Link[ToCoordinator]]:
         ours, its = socket.socketpair()
         with its:
-            process = self._spawn(number, its.fileno())
+            try:
+                process = self._spawn(number, its.fileno())
+            except BaseException:
+                ours.close()
+                raise
         link: Link[ToCoordinator] = Link(from_worker, lambda message: desk.take(message), lambda: None)
         desk = self._make_desk(number, link.send)
         worker = self._workers[number] = Worker(process, desk)

@@ -89,7 +89,9 @@ class Outpost:
         return self._pool
 
     async def connect(self, end: socket.socket) -> None:
-        self._link: Link[ToWorker] = Link(from_coordinator, self._take, self._lost, self._pool.changes)
+        self._link: Link[ToWorker] = Link(
+            from_coordinator, self._take, lambda: self._lost(), self._pool.changes
+        )
         await asyncio.get_running_loop().create_unix_connection(lambda: self._link, sock=end)
 
     def ready(self) -> None:
