@@ -159,6 +159,8 @@ async def test_a_worker_that_is_killed_frees_its_places(tmp_path: Path) -> None:
         lost = await asyncio.gather(*broken, return_exceptions=True)
         assert all(isinstance(one, aiohttp.ClientError) for one in lost), lost
         await gateway.until(lambda: fake.active == len(whole))
+        # the engine may hear of its end before the coordinator does
+        await gateway.until(lambda: gateway.events("worker_ended"))
         async with gateway.client() as client:  # the newcomer's connection may have been the victim's
             again = [asyncio.create_task(stream(client, max_tokens=longest))]
             await gateway.until(lambda: fake.active == len(whole) + 1)
