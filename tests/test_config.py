@@ -365,6 +365,8 @@ def test_source_without_a_file() -> None:
         ("gateway:\n  port: 65536\n", 2, "port 65536 is not between 1 and 65535", ""),
         ("gateway:\n  port: 99999999999999999999999\n", 2, "port 99999999999999999999999 is not", ""),
         ("gateway:\n  max_body_bytes: 0x3FF\n", 2, "max_body_bytes must be at least 1024", ""),
+        ("gateway:\n  workers: 0\n", 2, "workers 0 is not between 1 and 64", ""),
+        ("gateway:\n  workers: 65\n", 2, "workers 65 is not between 1 and 64", ""),
         ("gateway:\n  host: ''\n", 2, "`` is not a host name or address", ""),
         ("gateway:\n  host: http://x\n", 2, "`http://x` is not a host name or address", ""),
         ("storage: ~no-such-user/x\n", 1, "`~no-such-user/x` names a user that does not exist here", ""),

@@ -71,6 +71,7 @@ MAX_LIMIT = 10**15
 MAX_REPLICAS = 1000
 MAX_CONCURRENCY = 10_000
 MAX_PRIORITY = 100
+MAX_WORKERS = 64
 """Bounds against a slip of the finger; no rig comes near them."""
 
 RELEASE = re.compile(r"\d\d\.\d\d")
@@ -252,6 +253,9 @@ class GatewaySettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """Days that the usage of every single request is kept; then its day's sums are."""
     tracing: TracingSettings | None = None
     """Where OpenTelemetry traces go; none are made without it."""
+    workers: int = 1
+    """Processes that answer at the port. One takes thousands of requests a second of one core; all of them
+    share one truth about limits, at the price of two questions to it for each request."""
 
 
 class ClusterStorage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -813,6 +817,8 @@ def _check_door(document: _Document, gateway: GatewaySettings) -> None:
         refuse("queue_timeout_s", f"{gateway.queue_timeout_s:g} is not between 0 and {MAX_QUEUE_TIMEOUT_S}")
     if gateway.usage_days < 1:
         refuse("usage_days", f"{gateway.usage_days} is less than 1")
+    if not 1 <= gateway.workers <= MAX_WORKERS:
+        refuse("workers", f"{gateway.workers} is not between 1 and {MAX_WORKERS}")
     for origin in gateway.cors:
         if origin != "*" and not ORIGIN.fullmatch(origin):
             refuse("cors", f"`{origin}` is not an origin: write https://HOST[:PORT], without a path")

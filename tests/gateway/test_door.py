@@ -11,6 +11,7 @@ import pytest
 
 from sovereign_ai.config import GatewaySettings, RouteLimits
 from sovereign_ai.gateway.admission import Limits, digest
+from sovereign_ai.gateway.door import Door
 from sovereign_ai.gateway.journal import RequestRecord
 from sovereign_ai.spec import Route, Routes
 from tests.gateway.fake_triton import FakeTriton
@@ -80,8 +81,14 @@ def gated() -> FakeTriton:
     return fake
 
 
+def door_of(gateway: Running) -> Door:
+    door = gateway.gateway._door
+    assert isinstance(door, Door)
+    return door
+
+
 def depth(gateway: Running) -> int:
-    return len(gateway.gateway._door._line("smol"))
+    return len(door_of(gateway)._line("smol"))
 
 
 @in_loop
@@ -388,7 +395,7 @@ async def test_a_stream_that_its_client_left_is_billed_as_far_as_it_came() -> No
         await until(lambda: book.rows)
         row = book.rows[0]
         assert (row.status, row.billed_prompt_tokens, row.completion_tokens) == (499, PROMPT, ANSWER - 1)
-        meter = gateway.gateway._door._keys["key-1"]
+        meter = door_of(gateway)._keys["key-1"]
         assert meter.days.spent("2023-11-14") == PROMPT + ANSWER - 1
         assert meter.running == 0
 

@@ -13,6 +13,7 @@ import pytest
 
 from sovereign_ai.config import GatewaySettings, RouteLimits
 from sovereign_ai.gateway.admission import Limits, digest
+from sovereign_ai.gateway.door import Door
 from sovereign_ai.gateway.fallback import TurnAway, turned_away_once
 from sovereign_ai.gateway.journal import RequestRecord
 from sovereign_ai.spec import Route, Routes
@@ -247,6 +248,12 @@ async def test_where_all_fail_the_error_is_that_of_the_asked_model() -> None:
         assert gateway.log()[0]["endpoint"] == "smol-up-1", "the one that was asked last"
 
 
+def door_of(gateway: Running) -> Door:
+    door = gateway.gateway._door
+    assert isinstance(door, Door)
+    return door
+
+
 @in_loop
 async def test_turned_away_and_refused_it_waits_for_the_asked_model(monkeypatch: pytest.MonkeyPatch) -> None:
     """The other model has no room: the request is where it would be without a chain."""
@@ -254,7 +261,7 @@ async def test_turned_away_and_refused_it_waits_for_the_asked_model(monkeypatch:
     first = down()
     async with before(first, FakeTriton(), contexts={"smol-b": 4}) as gateway:
         waiting = asyncio.create_task(asked(gateway, "/v1/chat/completions", max_tokens=CONTEXT - 3))
-        await until(lambda: len(gateway.gateway._door._line("smol")) == 1)
+        await until(lambda: len(door_of(gateway)._line("smol")) == 1)
         first.ready = True
         status, header, body = await waiting
         assert (status, header, body["model"]) == (200, None, "smol")
@@ -271,7 +278,7 @@ async def test_those_who_wait_go_when_their_model_does(monkeypatch: pytest.Monke
         stream = asyncio.create_task(gateway.stream())
         await until(lambda: first.active == 1)
         waiting = asyncio.create_task(asked(gateway, "/v1/chat/completions"))
-        await until(lambda: len(gateway.gateway._door._line("smol")) == 1)
+        await until(lambda: len(door_of(gateway)._line("smol")) == 1)
         first.ready = False
         status, header, _ = await waiting
         assert (status, header) == (200, "smol-b")
@@ -285,7 +292,7 @@ async def test_who_waits_for_two_models_gets_the_first_that_is_there(monkeypatch
     second = down()
     async with before(down(), second) as gateway:
         waiting = asyncio.create_task(asked(gateway, "/v1/chat/completions"))
-        await until(lambda: len(gateway.gateway._door._line("smol")) == 1)
+        await until(lambda: len(door_of(gateway)._line("smol")) == 1)
         second.ready = True
         assert (await waiting)[:2] == (200, "smol-b")
 
@@ -334,7 +341,7 @@ async def test_only_who_answers_is_counted(first: Callable[[], FakeTriton]) -> N
     settings = GatewaySettings(queue_timeout_s=30.0, limits=limits)
     async with before(first(), FakeTriton(), keys=keys, settings=settings) as gateway:
         assert (await asked(gateway, "/v1/chat/completions", max_tokens=8))[:2] == (200, "smol-b")
-        door, now = gateway.gateway._door, gateway.gateway._monotonic()
+        door, now = door_of(gateway), gateway.gateway._monotonic()
         assert door._key_meter(record).tokens.total(now) == 7
         assert door._model_meter("smol").tokens.total(now) == 0
         assert door._model_meter("smol-b").tokens.total(now) == 7

@@ -26,16 +26,17 @@ from sovereign_ai.errors import (
     UpstreamUnavailable,
 )
 from sovereign_ai.gateway import admission, cors, metrics
-from sovereign_ai.gateway.door import Door, Rate, Spent
+from sovereign_ai.gateway.door import Door, Entrance, Spent
 from sovereign_ai.gateway.exchange import CLIENT_GONE, ClientGone, Exchange, Headers, Receive, Scope, Send
 from sovereign_ai.gateway.fallback import Fallback
 from sovereign_ai.gateway.flight import Flight, Interruption
 from sovereign_ai.gateway.journal import Clock, Journal, RequestRecord, Write
+from sovereign_ai.gateway.limits import Rate
 from sovereign_ai.gateway.metrics import UNKNOWN, Metrics
 from sovereign_ai.gateway.passing import Passer
 from sovereign_ai.gateway.proxy import Proxy, Served, no_such_model
 from sovereign_ai.gateway.templates import PromptBuilder, load_prompt_builder
-from sovereign_ai.gateway.usher import AdmittingClient, CountedPool, PermittedModels
+from sovereign_ai.gateway.usher import AdmittingClient, CountedPool, PermittedModels, WayToDoor
 from sovereign_ai.gateway.visit import CURRENT, Visit
 from sovereign_ai.gateway.wire import openapi, responses
 from sovereign_ai.spec import Routes
@@ -86,7 +87,9 @@ class Gateway:
         clock: Clock,
         monotonic: Clock,
         new_id: Callable[[], str],
+        outpost: WayToDoor | None = None,
     ) -> None:
+        self._outpost = outpost
         self._routes, self._keys, self._served = routes, keys, served
         self._max_body_bytes, self._settings = max_body_bytes, settings
         self._usage, self._tracing = usage, tracing
@@ -96,8 +99,14 @@ class Gateway:
         self._kept = {limits.model for limits in settings.limits if limits.log_content}
         self.metrics = Metrics()
         self.journal = Journal(write, clock)
-        self.pool = CountedPool(routes, self.metrics, self.journal, clock=monotonic)
-        self._door = Door(settings, self.metrics, self.pool.capacity, spent, clock=clock, monotonic=monotonic)
+        self.pool: CountedPool
+        self._door: Entrance
+        if outpost is not None:
+            self.pool, self._door = outpost.share(routes, self.metrics, self.journal), outpost
+        else:
+            self.pool = CountedPool(routes, self.metrics, self.journal, clock=monotonic)
+            capacity = self.pool.capacity
+            self._door = Door(settings, self.metrics, capacity, spent, clock=clock, monotonic=monotonic)
         client = AdmittingClient(self.pool, self.metrics, self.journal, self._door)
         models = PermittedModels(served)
         fallback = Fallback(models, lambda model: self.pool.capacity(model) > 0, self._door.take_back)
@@ -212,7 +221,9 @@ class Gateway:
             await self._answer_preflight(exchange)
             return
         if is_api(exchange.path):
-            self._begin_visit(exchange)
+            visit = self._begin_visit(exchange)
+            if exchange.path not in self._posts:
+                await self._door.look(visit)
         elif exchange.path == METRICS and self._settings.metrics_key:
             self._admit(exchange, "metrics")
         if (answer := self._get_for(exchange.path)) is not None:
@@ -227,12 +238,12 @@ class Gateway:
             await _refuse_method(exchange, b"POST")
             return
         if (visit := CURRENT.get()) is not None:
-            self._door.enter(visit)
+            await self._door.enter(visit)
         body = await exchange.body(self._max_body_bytes)
         flight.interrupt_after(exchange.gone)
         await answer(exchange, body)
 
-    def _begin_visit(self, exchange: Exchange) -> None:
+    def _begin_visit(self, exchange: Exchange) -> Visit:
         key = self._admit(exchange, "inference")
         exchange.record.key = key.id
         deadline = exchange.record.started + self._patience_s(exchange)
@@ -242,6 +253,7 @@ class Gateway:
         CURRENT.set(visit)
         # not of the exchange itself: a circle would leave every request to the garbage collector
         exchange.more_headers = partial(self._more_headers, exchange.header(b"origin"), visit)
+        return visit
 
     def _patience_s(self, exchange: Exchange) -> float:
         """How long the client waits for a place at most. Raises InvalidRequest."""
@@ -314,7 +326,8 @@ class Gateway:
         await exchange.answer(200, openapi.document())
 
     async def _metrics_text(self, exchange: Exchange) -> None:
-        await exchange.answer(200, self.metrics.text(), kind=metrics.CONTENT_TYPE.encode())
+        text = self.metrics.text() if self._outpost is None else await self._outpost.metrics_text()
+        await exchange.answer(200, text, kind=metrics.CONTENT_TYPE.encode())
 
     def _close_record(self, exchange: Exchange) -> None:
         """Health checks and scrapes come every few seconds and tell nothing: they are not written down."""
@@ -354,12 +367,14 @@ def create_app(
     clock: Clock = time.time,
     monotonic: Clock = time.monotonic,
     new_id: Callable[[], str] = lambda: uuid.uuid4().hex,
+    outpost: WayToDoor | None = None,
 ) -> Gateway:
     """The gateway for `routes`.
 
     `write` takes the log, a JSON line at a time; `prompts` maps models to their text side, which is otherwise
     read from the routes' folders (UnsupportedModel when that fails). `spent`: key id → what it has spent
-    before; `usage` takes what each request spends, `tracing` makes its spans.
+    before; `usage` takes what each request spends, `tracing` makes its spans. `outpost`: to the door of
+    several processes.
     """
     if prompts is None:
         prompts = {
@@ -380,6 +395,7 @@ def create_app(
         clock=clock,
         monotonic=monotonic,
         new_id=new_id,
+        outpost=outpost,
     )
 
 

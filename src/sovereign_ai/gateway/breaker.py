@@ -32,6 +32,11 @@ class Breaker:
         """Whether the endpoint is ejected, a trial under way included."""
         return self._open_until is not None
 
+    @property
+    def is_troubled(self) -> bool:
+        """Whether the last request failed: only then a success changes anything."""
+        return self._failures > 0 or self.is_open
+
     def allows(self, now: float) -> bool:
         """Whether a request may go there. Half-open: only while no trial is under way."""
         if self._open_until is None:

@@ -1,13 +1,15 @@
 """Lets requests in: counts them against the limits of their key and model, and has them wait for a place.
 
-What decides is in limits and queueing; here are the clocks, and those who wait. The gateway is one event loop
-in one process: between a check and what it allows nothing else runs.
+What decides is in limits and queueing; here are the clocks, and those who wait. The door is in one event
+loop of one process, also where several processes answer (see coordinator): between a check and what it allows
+nothing else runs.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import msgspec
 
@@ -15,7 +17,7 @@ from sovereign_ai.config import GatewaySettings
 from sovereign_ai.errors import RateLimited, UpstreamUnavailable
 from sovereign_ai.gateway.admission import KeyRecord, Limits
 from sovereign_ai.gateway.journal import Clock
-from sovereign_ai.gateway.limits import Meter, Window
+from sovereign_ai.gateway.limits import Meter, Rate, Window
 from sovereign_ai.gateway.metrics import Metrics
 from sovereign_ai.gateway.queueing import Line, Ticket
 from sovereign_ai.gateway.visit import Visit
@@ -34,13 +36,20 @@ class Spent(msgspec.Struct, frozen=True):
     months: Mapping[str, int] = {}
 
 
-class Rate(msgspec.Struct, frozen=True):
-    """A limit per minute of `requests` or `tokens`, what is left of it, and seconds until all of it is."""
+class Entrance(Protocol):
+    """What a request goes through: the door itself, or the way to it from another process."""
 
-    kind: str
-    limit: int
-    left: int
-    reset_s: float
+    async def look(self, visit: Visit) -> None:
+        """For a request that is not counted: see to it that `rates` knows of its key."""
+        ...
+
+    async def enter(self, visit: Visit) -> None: ...
+    def leave(self, visit: Visit) -> None: ...
+    def take_back(self, visit: Visit) -> None: ...
+    async def admit(self, visit: Visit, model: str, tokens: int) -> Ticket: ...
+    def release(self, model: str, ticket: Ticket) -> None: ...
+    def rates(self, visit: Visit) -> list[Rate]: ...
+    def close(self) -> None: ...
 
 
 class Door:
@@ -66,7 +75,13 @@ class Door:
         self._turns: dict[Ticket, asyncio.Future[None]] = {}
         self._looker: asyncio.Task[None] | None = None
 
-    def enter(self, visit: Visit) -> None:
+    async def look(self, visit: Visit) -> None:
+        """Nothing to do: `rates` knows of every key."""
+
+    async def enter(self, visit: Visit) -> None:
+        self.count_in(visit)
+
+    def count_in(self, visit: Visit) -> None:
         """Count the request against its key. Raises RateLimited. To be called before its body is read; then
         `leave` follows, however it ends."""
         now, meter = self._monotonic(), self._key_meter(visit.key)
@@ -90,6 +105,11 @@ class Door:
             for meter, reservation in part:
                 meter.settle(reservation, 0)
         visit.reserved.clear()
+
+    def abandon(self, visit: Visit) -> None:
+        """The process that answered the request has died: what was reserved is taken for spent."""
+        for meter in visit.begun:
+            meter.end()
 
     async def admit(self, visit: Visit, model: str, tokens: int) -> Ticket:
         """A place in an engine, until `release`, for a part of the request that may take `tokens`. Raises

@@ -16,6 +16,11 @@ Write = Callable[[bytes], object]
 Clock = Callable[[], float]
 
 
+UsageRow = tuple[float, str, str, str | None, int, int, int, float | None, float, float, int, int, str | None]
+"""As the ledger has it: time, key, model, endpoint, status, tokens of prompt and answer, seconds to the first
+token, of all and in the queue, retries, continuations, the model that was asked where another answered."""
+
+
 class RequestRecord(msgspec.Struct, kw_only=True):
     """One request as it becomes known. Times in seconds of the monotonic clock."""
 
@@ -54,6 +59,15 @@ class RequestRecord(msgspec.Struct, kw_only=True):
     @property
     def ttft_s(self) -> float | None:
         return None if self.first_token is None else self.first_token - self.started
+
+
+def usage_row(record: RequestRecord, duration_s: float, now: float) -> UsageRow:
+    """Of a request that has ended at the unix time `now`. Its time is that of its arrival."""
+    return (
+        now - duration_s, record.key or "", record.model or "", record.endpoint, record.status,
+        record.billed_prompt_tokens, record.completion_tokens, record.ttft_s, duration_s, record.queue_s,
+        record.retries, record.continuations, record.asked,
+    )  # fmt: skip
 
 
 class Journal:

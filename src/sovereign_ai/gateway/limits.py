@@ -18,6 +18,8 @@ from collections.abc import Mapping
 from datetime import date, timedelta
 from functools import lru_cache
 
+import msgspec
+
 from sovereign_ai.errors import QuotaExceeded, RateLimited, TokensLimited
 from sovereign_ai.gateway.admission import Limits
 
@@ -27,6 +29,15 @@ PERIODS_KEPT = 3
 
 _EPOCH = date(1970, 1, 1)
 DAY_S = 86400
+
+
+class Rate(msgspec.Struct, frozen=True):
+    """A limit per minute of `requests` or `tokens`, what is left of it, and seconds until all of it is."""
+
+    kind: str
+    limit: int
+    left: int
+    reset_s: float
 
 
 class Window:

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from sovereign_ai.gateway.journal import RequestRecord
+from sovereign_ai.gateway.totals import Family, families_of
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -30,6 +31,9 @@ UNKNOWN = ""
 MAX_KEY_LABELS = 200
 OTHER = "other"
 """The key label of all keys after the first 200: each value is a time series for ever."""
+
+LEAST = frozenset({"sovereign_endpoint_up", "sovereign_routes_valid"})
+"""Gauges of which the least of several processes is told: the others are added up."""
 
 _MODEL = "gen_ai_request_model"
 
@@ -200,6 +204,10 @@ class Metrics:
     def text(self) -> bytes:
         """The Prometheus text format."""
         return generate_latest(self._registry)
+
+    def families(self) -> list[Family]:
+        """As values, for the totals of several processes."""
+        return families_of(self._registry)
 
     def _observe_key(self, record: RequestRecord) -> None:
         if record.key is None:

@@ -67,7 +67,10 @@ class Upstream:
         """Another one makes another upstream; weight and context may change in place."""
         self._clock = clock
         self._heard = clock()
-        self.outstanding = 0
+        self.running = 0
+        """Requests of this process that are outstanding."""
+        self.elsewhere = 0
+        """Those of the gateway's other processes, as last heard."""
         self.client = Client(URL(endpoint.url))
         self.model, self.engine = endpoint.model, endpoint.engine
         self.authorization = _authorization(endpoint)
@@ -84,6 +87,11 @@ class Upstream:
             self.question = (self.generate_path, triton.generate_body(".", {"max_tokens": 1}))
 
     @property
+    def outstanding(self) -> int:
+        """Requests that it was sent and has not answered yet, by whatever process of this gateway."""
+        return self.running + self.elsewhere
+
+    @property
     def available(self) -> bool:
         """Whether a request may go there now."""
         return self.healthy and self.breaker.allows(self._clock())
@@ -91,13 +99,13 @@ class Upstream:
     def begin(self) -> None:
         """One request more is outstanding, until `end`."""
         now = self._clock()
-        if not self.outstanding:
+        if not self.running:
             self._heard = now
         self.breaker.began(now)
-        self.outstanding += 1
+        self.running += 1
 
     def end(self) -> None:
-        self.outstanding -= 1
+        self.running -= 1
 
     @contextmanager
     def occupied(self) -> Iterator[None]:
@@ -118,7 +126,7 @@ class Upstream:
 
     def is_silent(self) -> bool:
         """Whether outstanding requests have been waiting for suspiciously long."""
-        return bool(self.outstanding) and self._clock() - self._heard >= SILENCE_S
+        return bool(self.running) and self._clock() - self._heard >= SILENCE_S
 
 
 class Pool:
@@ -174,7 +182,7 @@ class Pool:
     async def _drain(self, upstream: Upstream) -> None:
         if probe := self._probes.pop(upstream, None):
             probe.cancel()
-        while upstream.outstanding:  # noqa: ASYNC110  nothing tells when the last one ends, and nobody waits
+        while upstream.running:  # noqa: ASYNC110  nothing tells when the last one ends, and nobody waits
             await asyncio.sleep(DRAIN_INTERVAL_S)
         await upstream.client.close()
         self._metrics.forget(upstream.route_model, upstream.name)

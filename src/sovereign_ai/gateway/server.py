@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import signal
 import socket
 import sys
@@ -12,18 +11,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import msgspec
 import uvicorn
 
 from sovereign_ai.config import GatewaySettings
-from sovereign_ai.errors import NoPermission, PortTaken, SovereignError, UsageError, disk_errors
 from sovereign_ai.gateway.app import Gateway, create_app
+from sovereign_ai.gateway.coordinator import coordinate
 from sovereign_ai.gateway.extras import open_tracing
 from sovereign_ai.gateway.ledger import Ledger
+from sovereign_ai.gateway.listening import BACKLOG, listen
 from sovereign_ai.gateway.protocol import Protocol
+from sovereign_ai.gateway.reloading import Reloader, read_routes
 from sovereign_ai.gateway.tls import Certificate
 from sovereign_ai.gateway.usage import UsageWriter, spent_this_month
-from sovereign_ai.spec import Routes
 
 STOP_TIMEOUT_S = 2
 """How long clients have to take the last words of their answers, once the gateway stops."""
@@ -31,7 +30,6 @@ STOP_TIMEOUT_S = 2
 KEEP_ALIVE_S = 75
 """Idle time of a client's connection: longer than clients keep theirs, so that none is closed in use."""
 
-BACKLOG = 2048
 TICKS_A_SECOND = 10
 """uvicorn's. Once a second we look at routes.json, the certificate, and after clients that do not read."""
 
@@ -98,49 +96,22 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-class Reloader:
-    """Takes over routes.json when it changes. A broken one is told, and what serves goes on serving."""
-
-    def __init__(self, gateway: Gateway, path: Path) -> None:
-        self._gateway, self._path = gateway, path
-        self._stamp = self._look()
-        self._task: asyncio.Task[None] | None = None
-
-    def look(self) -> None:
-        """Start a reload if the file is another one now; one at a time."""
-        stamp = self._look()
-        if stamp != self._stamp and (self._task is None or self._task.done()):
-            self._stamp = stamp
-            self._task = asyncio.create_task(self._reload())
-
-    def _look(self) -> tuple[int, int, int] | None:
-        try:
-            found = self._path.stat()
-        except OSError:
-            return None
-        return found.st_ino, found.st_size, found.st_mtime_ns
-
-    async def _reload(self) -> None:
-        try:
-            routes = await asyncio.to_thread(_read_routes, self._path)
-            prompts = await asyncio.to_thread(self._gateway.prompts_for, routes)
-            await self._gateway.replace(routes, prompts)
-        except SovereignError as error:
-            self._gateway.metrics.routes_valid.set(0)
-            self._gateway.journal.event("routes_broken", error=error.message)
-            return
-        self._gateway.metrics.routes_valid.set(1)
-        self._gateway.journal.event("routes_loaded", models=[route.model for route in routes.routes])
-
-
 def serve(*, routes_file: Path, ledger_file: Path, settings: GatewaySettings) -> None:
-    """Run the gateway until SIGTERM or SIGINT. In the main thread only, which alone gets signals.
+    """Run the gateway until SIGTERM or SIGINT, in as many processes as `settings` say. In the main thread
+    only, which alone gets signals.
 
     Raises PortTaken, NoPermission or UsageError when it cannot listen where `settings` say or cannot read
     what it is given, UnsupportedModel when a model's tokenizer or chat template is not usable.
     """
-    routes = _read_routes(routes_file)
-    with _listen(settings.host, settings.port) as listener, Ledger(ledger_file) as keys:
+    if settings.workers > 1:
+        coordinate(routes_file=routes_file, ledger_file=ledger_file, settings=settings)
+    else:
+        _serve_alone(routes_file, ledger_file, settings)
+
+
+def _serve_alone(routes_file: Path, ledger_file: Path, settings: GatewaySettings) -> None:
+    routes = read_routes(routes_file)
+    with listen(settings.host, settings.port) as listener, Ledger(ledger_file) as keys:
         usage = UsageWriter(
             ledger_file,
             keep_days=settings.usage_days,
@@ -169,35 +140,6 @@ def serve(*, routes_file: Path, ledger_file: Path, settings: GatewaySettings) ->
             if tracing is not None:
                 tracing.close()
         gateway.journal.event("stopped")
-
-
-def _read_routes(path: Path) -> Routes:
-    try:
-        with disk_errors("reading the routes", path):
-            return msgspec.json.decode(path.read_bytes(), type=Routes)
-    except FileNotFoundError as error:
-        raise UsageError(f"{path}: no such file", "bring the stack up first: that writes it") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} does not hold routes: {error}") from error
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    try:
-        family, _, _, _, address = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        return socket.create_server(address[:2], family=family, backlog=BACKLOG)
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            raise PortTaken(
-                f"port {port} of {host} is taken by another program",
-                "stop that program or choose another port",
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM):
-            raise NoPermission(
-                f"no permission to listen on port {port}", "choose a port of 1024 or above"
-            ) from error
-        raise UsageError(f"cannot listen at {host}:{port}: {error.strerror or error}") from error
 
 
 def _write_log(line: bytes) -> None:

@@ -25,7 +25,7 @@ from sovereign_ai.gateway.database import (
     transaction,
 )
 from sovereign_ai.gateway.door import Spent
-from sovereign_ai.gateway.journal import Clock, RequestRecord
+from sovereign_ai.gateway.journal import Clock, RequestRecord, UsageRow, usage_row
 from sovereign_ai.gateway.limits import DAY_S, month_of
 
 INTERVAL_S = 1.0
@@ -63,8 +63,6 @@ _SPENT = (
 )
 _EVER = "1970-01-01"
 
-Row = tuple[float, str, str, str | None, int, int, int, float | None, float, float, int, int, str | None]
-
 
 class Usage(msgspec.Struct, frozen=True):
     """Sums of one key, model or day. `failed`: requests that an engine began and did not end well."""
@@ -99,8 +97,8 @@ class UsageWriter:
     ) -> None:
         self._path, self._keep_days, self._clock = path, keep_days, clock
         self._lost, self._failed, self._written = lost, failed, written
-        self._pending: deque[Row] = deque()
-        self._batch: list[Row] = []
+        self._pending: deque[UsageRow] = deque()
+        self._batch: list[UsageRow] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="usage", daemon=True)
 
@@ -108,15 +106,11 @@ class UsageWriter:
         self._thread.start()
 
     def add(self, record: RequestRecord, duration_s: float) -> None:
-        """Hand a finished request over: microseconds. Its time is that of its arrival."""
-        self._pending.append(
-            (
-                self._clock() - duration_s, record.key or "", record.model or "", record.endpoint,
-                record.status, record.billed_prompt_tokens, record.completion_tokens, record.ttft_s,
-                duration_s, record.queue_s, record.retries, record.continuations,
-                record.asked,
-            )
-        )  # fmt: skip
+        """Hand a finished request over: microseconds."""
+        self.add_row(usage_row(record, duration_s, self._clock()))
+
+    def add_row(self, row: UsageRow) -> None:
+        self._pending.append(row)
 
     def close(self) -> None:
         """Write what is left, and end."""

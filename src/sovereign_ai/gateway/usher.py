@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from sovereign_ai.errors import UpstreamUnavailable
 from sovereign_ai.gateway.admission import check_model
 from sovereign_ai.gateway.client import JSON_HEADERS
 from sovereign_ai.gateway.continuation import Answer, Order
-from sovereign_ai.gateway.door import Door
+from sovereign_ai.gateway.door import Entrance
 from sovereign_ai.gateway.fallback import TurnAway, turned_away_once
 from sovereign_ai.gateway.journal import Clock, Journal
 from sovereign_ai.gateway.metrics import Metrics
@@ -74,10 +74,17 @@ class CountedPool(Pool):
         return self._places.get((upstream.route_model, upstream.name), DEFAULT_PLACES)
 
 
+class WayToDoor(Entrance, Protocol):
+    """From one of several processes to the door in another one (see outpost)."""
+
+    def share(self, routes: Routes, metrics: Metrics, journal: Journal) -> CountedPool: ...
+    async def metrics_text(self) -> bytes: ...
+
+
 class AdmittingClient(TritonClient):
     """TritonClient behind the door."""
 
-    def __init__(self, pool: CountedPool, metrics: Metrics, journal: Journal, door: Door) -> None:
+    def __init__(self, pool: CountedPool, metrics: Metrics, journal: Journal, door: Entrance) -> None:
         super().__init__(pool, metrics, journal)
         self._door, self._capacity = door, pool.capacity
 
