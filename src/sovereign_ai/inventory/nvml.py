@@ -88,13 +88,16 @@ class Nvml(Protocol):
     def nvmlDeviceGetCurrentClocksThrottleReasons(self, card: Any, /) -> int: ...  # noqa: N802
     def nvmlDeviceGetTemperature(self, card: Any, sensor: int, /) -> int: ...  # noqa: N802
     def nvmlDeviceGetPcieReplayCounter(self, card: Any, /) -> int: ...  # noqa: N802
+    def nvmlDeviceGetPowerUsage(self, card: Any, /) -> int: ...  # noqa: N802
+    def nvmlDeviceGetUtilizationRates(self, card: Any, /) -> Any: ...  # noqa: N802
     def nvmlDeviceGetP2PStatus(self, a: Any, b: Any, what: int, /) -> int: ...  # noqa: N802
 
 
 class CardState(Noun, frozen=True, kw_only=True):
     """How a card is now: nothing that plans depend on, and all of it may be None where the driver does not
     tell. `clock_reasons` are nvmlClocksEventReason bits, `replays` packets sent again over PCIe since the
-    driver loaded; `compute_mode` 0 is the default."""
+    driver loaded; `compute_mode` 0 is the default; `busy` is the part of the last sample period (up to 1 s)
+    in which a kernel ran, 0 to 1."""
 
     id: str
     persistence: bool | None = None
@@ -102,6 +105,8 @@ class CardState(Noun, frozen=True, kw_only=True):
     clock_reasons: int | None = None
     temperature_c: int | None = None
     replays: int | None = None
+    power_w: float | None = None
+    busy: float | None = None
 
 
 class Gpus(NamedTuple):
@@ -148,9 +153,9 @@ def read_states(nvml: Nvml | None = None) -> tuple[CardState, ...]:
 
 
 def _state(nvml: Nvml, index: int) -> CardState | None:
-    def ask(call: Callable[..., int], *arguments: int) -> int | None:
+    def ask(call: Callable[..., Any], *arguments: int) -> Any:
         try:
-            return int(call(handle, *arguments))
+            return call(handle, *arguments)
         except nvml.NVMLError:
             return None
 
@@ -160,6 +165,7 @@ def _state(nvml: Nvml, index: int) -> CardState | None:
     except nvml.NVMLError:
         return None
     persistence = ask(nvml.nvmlDeviceGetPersistenceMode)
+    milliwatts, rates = ask(nvml.nvmlDeviceGetPowerUsage), ask(nvml.nvmlDeviceGetUtilizationRates)
     return CardState(
         id=uuid,
         persistence=None if persistence is None else persistence == ENABLED,
@@ -167,6 +173,8 @@ def _state(nvml: Nvml, index: int) -> CardState | None:
         clock_reasons=ask(nvml.nvmlDeviceGetCurrentClocksThrottleReasons),
         temperature_c=ask(nvml.nvmlDeviceGetTemperature, TEMPERATURE_GPU),
         replays=ask(nvml.nvmlDeviceGetPcieReplayCounter),
+        power_w=None if milliwatts is None else milliwatts / 1000,
+        busy=None if rates is None else rates.gpu / 100,
     )
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from sovereign_ai.inventory.published import DOMAIN as DOMAIN
+from sovereign_ai.inventory.published import GPU_DOMAIN as GPU_DOMAIN
+from sovereign_ai.inventory.published import INVENTORY as INVENTORY
+from sovereign_ai.inventory.published import token as token
+
 Object = dict[str, Any]
 """One Kubernetes object, as it stands in YAML."""
 
-DOMAIN = "sovereign.ai"
 FIELD_MANAGER = "sovereign"
 """Of server-side apply: the one owner of all fields that we set."""
 
@@ -19,16 +23,6 @@ PLAN_HASH = f"{DOMAIN}/plan-hash"
 
 PROJECT = "sovereign-ai-factory"
 MANAGER = "sovereign"
-
-INVENTORY = f"{DOMAIN}/inventory"
-"""Annotation of a node: what its agent measured, as inventory.json has a node."""
-
-GPU_DOMAIN = f"gpu.{DOMAIN}"
-
-
-def token(device: str) -> str:
-    """The extended resource of one card, of which its node has 1, or 0 while it is lost or sick."""
-    return f"{GPU_DOMAIN}/{device}"
 
 
 def owned(namespace: str) -> dict[str, str]:
