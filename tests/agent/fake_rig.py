@@ -39,7 +39,7 @@ class RigNvml(FakeNvml):
 
 def main() -> None:
     file = Path(sys.argv.pop(1))
-    nvml.pynvml = RigNvml(file)
+    vars(nvml)["pynvml"] = RigNvml(file)
     cli.main()
 
 

@@ -79,7 +79,7 @@ def changes(before: Node | None, node: Node, trouble: str = "") -> Iterator[Chan
         elif before is not None and uuid not in then:
             yield Change("GpuFound", f"{uuid} ({device.name})", warning=False)
     for uuid, device in then.items():
-        if uuid not in now:
+        if uuid not in now and can_be_token(uuid):
             yield Change("GpuGone", f"{uuid} ({device.name}) is not there any more", warning=True)
     if trouble and not now:
         yield Change("GpuDriverFault", trouble, warning=True)
