@@ -174,6 +174,21 @@ def test_an_api_server_that_is_away_for_a_while(rig: Rig, api: FakeApi) -> None:
     wait_for(lambda: rig.metric("sovereign_agent_api_up 1.0"))
 
 
+def test_the_end_does_not_wait_for_an_api_server_that_hangs(rig: Rig, api: FakeApi) -> None:
+    api.stop()
+    with socket.socket() as silent:
+        silent.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        silent.bind(("127.0.0.1", api.port))
+        silent.listen()
+        process = rig.start()
+        connection, _ = silent.accept()
+        with connection:
+            began = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(10) == 0
+            assert time.monotonic() - began < 3
+
+
 def test_without_a_driver_the_node_reports_its_cpu(rig: Rig, api: FakeApi) -> None:
     rig.file.unlink()
     done = rig.once()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from random import Random
 from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sovereign_ai.errors import InventoryError
 from sovereign_ai.inventory.gathered import Gathered, gather
@@ -115,6 +118,21 @@ def test_one_card_on_two_nodes_is_refused() -> None:
         gathered(kubernetes_node("a", gpu(0, "A", 8192)), kubernetes_node("b", gpu(0, "A", 8192)))
 
 
+def test_a_card_that_was_moved_counts_where_it_is_in_health() -> None:
+    card, other = gpu(0, "A", 8192), gpu(1, "A", 8192)
+    found = gathered(
+        kubernetes_node("a", card, other, ready="Unknown"),
+        kubernetes_node("b", card),
+        kubernetes_node("c", card, age_s=5000),
+    )
+    assert [(one.name, [device.id for device in one.devices]) for one in found.inventory.nodes] == [
+        ("a", [other.id]),
+        ("b", [card.id]),
+    ]
+    assert f"node a: not counted: {card.id}, which is in health on node b" in found.warnings
+    assert f"node c: not counted: {card.id}, which is in health on node b" in found.warnings
+
+
 def test_cards_handed_out_twice_are_warned_of() -> None:
     capacity = {"nvidia.com/gpu": "1", token("GPU-00000000"): "1"}
     found = gathered(kubernetes_node("a", gpu(0, "A", 8192), capacity=capacity))
@@ -188,6 +206,23 @@ def test_only_the_newest_generation_counts_and_only_whole() -> None:
     refused = kubernetes_node("a", age_s=None)
     with pytest.raises(InventoryError, match="1 of 2 slices of generation 2"):
         gathered(refused, slices=[new])
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 3), st.integers(0, 5)), unique=True), st.randoms(), st.integers(1, 4)
+)
+def test_slices_in_any_order_are_all_of_the_newest_generation_or_refused(
+    given_: list[tuple[int, int]], random: Random, count: int
+) -> None:
+    slices = [slice_of(sliced_card(card), generation=at, count=count) for at, card in given_]
+    in_order = read_slices(slices)
+    random.shuffle(slices)
+    assert read_slices(slices) == in_order
+    if given_:
+        newest = [card for at, card in given_ if at == max(at for at, _ in given_)]
+        found = in_order["a"]
+        assert bool(found.refusal) == (len(newest) != count)
+        assert {one.index for one in found.devices} == set(range(0 if found.refusal else count))
 
 
 def test_what_a_slice_has_to_tell() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import TCPServer
 from typing import Any, NamedTuple
 
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
@@ -80,16 +82,28 @@ def _pages(board: Board, host: str, port: int) -> Iterator[None]:
         yield
         return
     try:
-        server = ThreadingHTTPServer((host, port), partial(_Page, board))
+        server = _Server(host, port, partial(_Page, board))
     except OSError as error:
         raise PortTaken(f"{host}:{port}: {error.strerror}", "choose another: --port N") from error
-    server.daemon_threads = True
     threading.Thread(target=server.serve_forever, name="pages", daemon=True).start()
     try:
         yield
     finally:
         server.shutdown()
         server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, host: str, port: int, page: Callable[..., BaseHTTPRequestHandler]) -> None:
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        super().__init__((host, port), page)
+
+    def server_bind(self) -> None:
+        """Without the base class's question to the DNS for its own name, which can take long in a pod."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
 
 
 class _Page(BaseHTTPRequestHandler):

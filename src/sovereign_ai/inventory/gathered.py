@@ -52,6 +52,7 @@ def gather(nodes: Sequence[Mapping[str, Any]], slices: Sequence[Mapping[str, Any
     sliced = read_slices(slices)
     ordered = {name_of(node): node for node in sorted(nodes, key=name_of)}
     found = {name: _node(node, sliced.get(name), now) for name, node in ordered.items()}
+    found = _without_moved(found)
     inventory = Inventory(nodes=tuple(one.node for one in found.values() if one.node))
     warnings = [f"node {name}: {text}" for name, one in found.items() for text in one.warnings]
     if not inventory.nodes:
@@ -61,6 +62,29 @@ def gather(nodes: Sequence[Mapping[str, Any]], slices: Sequence[Mapping[str, Any
         raise InventoryError(f"cluster ({spell(problem.steps)}): {problem.what}", problem.hint)
     ages = {name: one.age for name, one in found.items() if one.age is not None}
     return Gathered(inventory, ages, (*warnings, *conflicts(nodes, tuple(sliced))))
+
+
+def _without_moved(found: Mapping[str, _Found]) -> dict[str, _Found]:
+    """A card in health on one node is left out of others that count as at fault: it was moved, and the node
+    that it came from is off or silent since."""
+    healthy = {
+        device.id: name
+        for name, one in found.items()
+        for device in (one.node.devices if one.node else ())
+        if device.kind == "gpu" and not device.fault
+    }
+    return {name: _left(name, one, healthy) for name, one in found.items()}
+
+
+def _left(name: str, found: _Found, healthy: Mapping[str, str]) -> _Found:
+    devices = found.node.devices if found.node else ()
+    moved = [one for one in devices if one.fault and healthy.get(one.id, name) != name]
+    if found.node is None or not moved:
+        return found
+    kept = tuple(device for device in devices if device not in moved)
+    warnings = [f"not counted: {one.id}, which is in health on node {healthy[one.id]}" for one in moved]
+    node = msgspec.structs.replace(found.node, devices=kept) if kept else None
+    return _Found(node, (*found.warnings, *warnings), found.age)
 
 
 def name_of(node: Mapping[str, Any]) -> str:
