@@ -45,6 +45,7 @@ class Agent:
         self._tokens: dict[str, str] = {}
         self._trouble = self._conflict = ""
         self._pending: deque[Change] = deque(maxlen=PENDING_MAX)
+        self._waiting = 0
         self._serial = count()
         self._failures, self._ask_again = 0, 0.0
         self.failure = ""
@@ -118,7 +119,9 @@ class Agent:
                 self._pending.popleft()
         except InventoryError as error:
             self._board.failed()
-            log.warning("%d events wait: %s", len(self._pending), error.message)
+            if len(self._pending) != self._waiting:
+                log.warning("%d events wait: %s", len(self._pending), error.message)
+        self._waiting = len(self._pending)
 
     def _failed(self, error: InventoryError, now: float) -> None:
         delay = min(BACKOFF_MAX_S, BACKOFF_S * 2 ** min(self._failures, 10))

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from sovereign_ai.agent.board import Board
-from sovereign_ai.agent.measuring import Reading, measure
+from sovereign_ai.agent.measuring import measure
 from sovereign_ai.agent.nodeapi import open_node
 from sovereign_ai.agent.rounds import Agent
 from sovereign_ai.errors import InventoryError, PortTaken
@@ -38,15 +38,14 @@ class AgentSettings(NamedTuple):
     context: str | None = None
 
 
-def serve(settings: AgentSettings, measuring: Callable[[str], Reading] = measure) -> None:
+def serve(settings: AgentSettings) -> None:
     """Work until Ctrl-C or SIGTERM (which the command line turns into the same).
 
     Raises ConfigError without credentials, PortTaken, and with `once` InventoryError.
     """
     board = Board(settings.interval_s, time.monotonic)
     with open_node(settings.node, settings.kubeconfig, settings.context) as api:
-        read = partial(measuring, settings.node)
-        agent = Agent(read, api, board, time.time, hand_out=settings.hand_out)
+        agent = Agent(partial(measure, settings.node), api, board, time.time, hand_out=settings.hand_out)
         if settings.once:
             agent.round()
             if agent.failure:

@@ -21,7 +21,11 @@ FIELD_MANAGER = "sovereign"
 TIMEOUT_S = 10.0
 """Of one connection, and of each wait for the API server's next bytes."""
 
-FORBIDDEN, NOT_FOUND = 403, 404
+UNAUTHORIZED, FORBIDDEN, NOT_FOUND = 401, 403, 404
+REFUSALS = {
+    UNAUTHORIZED: "it does not take these credentials: they may have expired",
+    FORBIDDEN: "the account's roles do not allow it",
+}
 NOT_ALLOWED = "ResourceSlices may not be read with this account: nodes without an agent are not seen"
 
 
@@ -83,7 +87,7 @@ def cluster_errors(doing: str) -> Iterator[None]:
         yield
     except ApiError as error:
         code = error.status.code
-        hint = "the account's roles do not allow it" if code in (401, 403) else ""
+        hint = REFUSALS.get(code or 0, "")
         message = error.status.message or error.status.reason
         raise InventoryError(f"the API server refused while {doing}: {message} ({code})", hint) from error
     # ValueError and KeyError: an answer that is no JSON, or has no content type, is no API server's.
