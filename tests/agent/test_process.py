@@ -13,11 +13,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
+from sovereign_ai.config import ClusterSettings
 from sovereign_ai.inventory.published import INVENTORY, MEASURED, decode_node, token
+from sovereign_ai.render.kubernetes.agent import agent
 from tests.agent.fake_api import FakeApi, running
 
 ROOT = Path(__file__).parents[2]
@@ -280,6 +282,21 @@ def test_what_makes_no_sense_is_refused(rig: Rig) -> None:
     done = rig.once()
     assert done.returncode == 78
     assert f"error: {rig.kubeconfig}: Configuration file" in done.stderr
+
+
+@pytest.mark.parametrize("mode", ["tokens", "dra"])
+def test_the_pod_that_is_rendered_starts_it(rig: Rig, api: FakeApi, mode: Literal["tokens", "dra"]) -> None:
+    """With the arguments of the DaemonSet, and the node's name from its environment."""
+    settings = ClusterSettings(version="1.34", pinning=mode)
+    pod = agent(settings, ["box"])[-1]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    (name,) = (one["name"] for one in container["env"] if "fieldRef" in one.get("valueFrom", {}))
+    assert container["command"] == ["sovereign", "agent"]
+    base = [sys.executable, "-m", "tests.agent.fake_rig", str(rig.file), "agent", "--once"]
+    command = [*base, "--kubeconfig", str(rig.kubeconfig), *container["args"]]
+    subprocess.run(command, cwd=ROOT, env=_environment() | {name: "box"}, check=True)
+    assert rig.tokens() == (["1"] * 3 if mode == "tokens" else [None] * 3)
+    assert INVENTORY in api.nodes["box"]["metadata"]["annotations"]
 
 
 def test_a_taken_port_is_told(rig: Rig) -> None:

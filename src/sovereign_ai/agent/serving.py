@@ -31,7 +31,7 @@ class AgentSettings(NamedTuple):
     node: str
     interval_s: float = 15.0
     host: str = "0.0.0.0"  # noqa: S104  # Prometheus and the kubelet ask from outside the pod
-    port: int = 9469
+    port: int = 9400
     once: bool = False
     hand_out: bool = True
     kubeconfig: Path | None = None

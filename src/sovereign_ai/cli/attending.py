@@ -8,24 +8,27 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from sovereign_ai.cli.clusters import ContextName, KubeconfigFile
+from sovereign_ai.config import environment
 from sovereign_ai.errors import UsageError
 from sovereign_ai.telemetry import configure_logging
 
 if TYPE_CHECKING:
     from sovereign_ai.agent.serving import AgentSettings
 
+NODE_NAME = "NODE_NAME"
+"""Of the environment: where a pod's manifest can put the name of its node."""
 INTERVAL_S = (0.2, 120.0)
 """Seconds. Measuring takes a part of one; readers take an agent for stale after five minutes."""
 
 
 def attend(
     *,
-    node: str,
+    node: str | None = None,
     interval: float = 15.0,
     once: Annotated[bool, Parameter(negative="")] = False,
     tokens: bool = True,
     host: str = "0.0.0.0",  # noqa: S104  # asked by Prometheus and the kubelet, from outside the pod
-    port: int = 9469,
+    port: int = 9400,
     kubeconfig: KubeconfigFile = None,
     context: ContextName = None,
     json: Annotated[bool, Parameter(negative="")] = False,
@@ -38,7 +41,7 @@ def attend(
     Parameters
     ----------
     node
-        The node's name in the cluster (spec.nodeName of the pod).
+        The node's name in the cluster (default: NODE_NAME of the environment).
     interval
         Seconds from one measurement to the next.
     once
@@ -54,7 +57,8 @@ def attend(
     """
     from sovereign_ai.agent.serving import AgentSettings, serve
 
-    settings = AgentSettings(node, interval, host, port, once, tokens, kubeconfig, context)
+    name = environment().get(NODE_NAME, "") if node is None else node
+    settings = AgentSettings(name, interval, host, port, once, tokens, kubeconfig, context)
     _check(settings)
     configure_logging("info", sys.stderr, json_lines=json)
     serve(settings)
@@ -63,7 +67,7 @@ def attend(
 def _check(settings: AgentSettings) -> None:
     least, most = INTERVAL_S
     if not settings.node.strip():
-        raise UsageError("--node needs the node's name", "in a pod: the downward API's spec.nodeName")
+        raise UsageError("--node needs the node's name", f"or {NODE_NAME}: in a pod spec.nodeName")
     if not least <= settings.interval_s <= most:
         raise UsageError(f"--interval {settings.interval_s:g} is not between {least:g} and {most:g} seconds")
     if not 0 <= settings.port < 65536:

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import msgspec
 
 from sovereign_ai.cli.planning import plan_of
+from sovereign_ai.cli.survey import look
 from sovereign_ai.config import Factory, Paths
 from sovereign_ai.console import Console, human_bytes
 from sovereign_ai.deploy import local
 from sovereign_ai.errors import DigestMismatch, PlanError, SovereignError, StoreError, UsageError, disk_errors
-from sovereign_ai.inventory import catalog_bandwidths, form_tiers, take_inventory
+from sovereign_ai.inventory import catalog_bandwidths, form_tiers
 from sovereign_ai.planner import wish_for
 from sovereign_ai.spec import Deployment, Noun, Plan
 from sovereign_ai.store import Manifest, Store, archive
@@ -204,7 +205,7 @@ def _tools(tools: dict[str, str]) -> str:
 
 def tier_fits(factory: Factory, paths: Paths, store: Store, manifest: Manifest) -> tuple[TierFit, ...]:
     """What the planner says of the model alone on each tier of this machine."""
-    inventory = take_inventory()
+    inventory = look(None)
     tiers = form_tiers(inventory, factory.tiers, catalog_bandwidths(inventory))
     wish = wish_for(manifest.model, stored=store.formats(manifest))
     fits = []

@@ -28,15 +28,20 @@ class Source(NamedTuple):
     context: str | None = None
 
 
-def look(console: Console, source: Source) -> Inventory:
-    """The inventory; what a cluster's cannot be relied on for is told as notes.
+def look(file: Path | None) -> Inventory:
+    """The inventory of `file`, or of this machine. Raises InventoryError."""
+    return load_inventory(file) if file else take_inventory()
+
+
+def survey(console: Console, source: Source) -> Inventory:
+    """The inventory of any source; what a cluster's cannot be relied on for is told as notes.
 
     Raises InventoryError, and UsageError for options that exclude each other.
     """
     if not source.cluster:
         if source.kubeconfig or source.context:
             raise UsageError("--kubeconfig and --context say which cluster: add --cluster")
-        return load_inventory(source.file) if source.file else take_inventory()
+        return look(source.file)
     if source.file:
         raise UsageError("--inventory and --cluster are two inventories: choose one")
     from sovereign_ai.inventory.cluster import read_cluster
@@ -50,7 +55,7 @@ def look(console: Console, source: Source) -> Inventory:
 
 
 def show_inventory(console: Console, source: Source, save: Path | None) -> None:
-    found = look(console, source)
+    found = survey(console, source)
     if save:
         save_inventory(save, found)
     if console.json:
@@ -63,7 +68,7 @@ def show_inventory(console: Console, source: Source, save: Path | None) -> None:
 
 
 def show_tiers(console: Console, factory: Factory, source: Source) -> None:
-    found = look(console, source)
+    found = survey(console, source)
     tiers = form_tiers(found, factory.tiers, catalog_bandwidths(found))
     if console.json:
         console.data(tiers)
