@@ -141,6 +141,12 @@ class FakeNvml:
     def nvmlDeviceGetPcieReplayCounter(self, card: int) -> Any:  # noqa: N802
         return self._answer("replays", card)
 
+    def nvmlDeviceGetEccMode(self, card: int) -> Any:  # noqa: N802
+        return self._answer("ecc mode", card)
+
+    def nvmlDeviceGetPowerManagementDefaultLimit(self, card: int) -> Any:  # noqa: N802
+        return self._answer("power default", card)
+
     def nvmlDeviceGetMemoryBusWidth(self, card: int) -> Any:  # noqa: N802
         return self._answer("bus width", card)
 

@@ -88,13 +88,16 @@ class Nvml(Protocol):
     def nvmlDeviceGetCurrentClocksThrottleReasons(self, card: Any, /) -> int: ...  # noqa: N802
     def nvmlDeviceGetTemperature(self, card: Any, sensor: int, /) -> int: ...  # noqa: N802
     def nvmlDeviceGetPcieReplayCounter(self, card: Any, /) -> int: ...  # noqa: N802
+    def nvmlDeviceGetEccMode(self, card: Any, /) -> Any: ...  # noqa: N802
+    def nvmlDeviceGetPowerManagementDefaultLimit(self, card: Any, /) -> int: ...  # noqa: N802
     def nvmlDeviceGetP2PStatus(self, a: Any, b: Any, what: int, /) -> int: ...  # noqa: N802
 
 
 class CardState(Noun, frozen=True, kw_only=True):
     """How a card is now: nothing that plans depend on, and all of it may be None where the driver does not
     tell. `clock_reasons` are nvmlClocksEventReason bits, `replays` packets sent again over PCIe since the
-    driver loaded; `compute_mode` 0 is the default."""
+    driver loaded; `compute_mode` 0 is the default. `ecc` is the mode now and `ecc_pending` that of the next
+    start: no GeForce card has any."""
 
     id: str
     persistence: bool | None = None
@@ -102,6 +105,9 @@ class CardState(Noun, frozen=True, kw_only=True):
     clock_reasons: int | None = None
     temperature_c: int | None = None
     replays: int | None = None
+    ecc: bool | None = None
+    ecc_pending: bool | None = None
+    power_default_w: float | None = None
 
 
 class Gpus(NamedTuple):
@@ -154,12 +160,21 @@ def _state(nvml: Nvml, index: int) -> CardState | None:
         except nvml.NVMLError:
             return None
 
+    def ecc() -> tuple[bool | None, bool | None]:
+        try:
+            now, pending = nvml.nvmlDeviceGetEccMode(handle)
+        except nvml.NVMLError:
+            return None, None
+        return now == ENABLED, pending == ENABLED
+
     try:
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
         uuid = str(nvml.nvmlDeviceGetUUID(handle))
     except nvml.NVMLError:
         return None
     persistence = ask(nvml.nvmlDeviceGetPersistenceMode)
+    milliwatts = ask(nvml.nvmlDeviceGetPowerManagementDefaultLimit)
+    ecc_now, ecc_pending = ecc()
     return CardState(
         id=uuid,
         persistence=None if persistence is None else persistence == ENABLED,
@@ -167,6 +182,9 @@ def _state(nvml: Nvml, index: int) -> CardState | None:
         clock_reasons=ask(nvml.nvmlDeviceGetCurrentClocksThrottleReasons),
         temperature_c=ask(nvml.nvmlDeviceGetTemperature, TEMPERATURE_GPU),
         replays=ask(nvml.nvmlDeviceGetPcieReplayCounter),
+        ecc=ecc_now,
+        ecc_pending=ecc_pending,
+        power_default_w=None if milliwatts is None else milliwatts / 1000,
     )
 
 
