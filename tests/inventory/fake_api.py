@@ -1,7 +1,7 @@
 """A stand-in for a Kubernetes API server: answers what it is given, and nothing else.
 
-It proves that our reader asks for what its judgement needs and understands answers in the API's shape. It does
-not prove that a real server answers so: no admission, no authentication, no selectors, no paging.
+It proves that our reader asks for what its judgement needs and understands answers in the API's shape. It
+does not prove that a real server answers so: no admission, no authentication, no selectors, no paging.
 """
 
 from __future__ import annotations

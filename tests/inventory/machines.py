@@ -3,7 +3,7 @@ makes of facts, not that a machine has them."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -16,6 +16,8 @@ from sovereign_ai.inventory.runtime import Cdi, ContainerdFile, Handler, Kubelet
 from sovereign_ai.inventory.system import Clock, Limits, System
 from sovereign_ai.spec import Device, Inventory, Node, Pcie
 from tests.inventory.fakes import GIB
+
+Facts = TypeVar("Facts", bound=msgspec.Struct)
 
 TRITON = release("24.12")
 CARD = Device(
@@ -101,7 +103,7 @@ def machine(*devices: Device, driver: str | None = "560.35.03", **facts: Any) ->
     return Condition(inventory=Inventory(nodes=(node,)), **{**usual, **facts})
 
 
-def changed(facts: Any, **changes: Any) -> Any:
+def changed(facts: Facts, **changes: Any) -> Facts:
     return msgspec.structs.replace(facts, **changes)
 
 

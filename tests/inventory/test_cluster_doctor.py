@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import date
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import pytest
@@ -22,6 +22,8 @@ from sovereign_ai.inventory.cluster_facts import (
 )
 from sovereign_ai.inventory.findings import Finding
 from tests.inventory.fakes import GIB
+
+Facts = TypeVar("Facts", bound=msgspec.Struct)
 
 IMAGES = ("nvcr.io/nvidia/tritonserver:24.12-vllm-python-py3", "localhost/sovereign-ai:0.1.0")
 NODE = ClusterNode(
@@ -66,12 +68,12 @@ WITHOUT_TOKENS = msgspec.structs.replace(NODE, extended={})
 DRA = msgspec.structs.replace(DEMAND, pinning="dra")
 
 
-def changed(facts: Any, **changes: Any) -> Any:
+def changed(facts: Facts, **changes: Any) -> Facts:
     return msgspec.structs.replace(facts, **changes)
 
 
 def cluster(**facts: Any) -> Cluster:
-    return changed(CLUSTER, **facts)  # type: ignore[no-any-return]
+    return changed(CLUSTER, **facts)
 
 
 def node(**facts: Any) -> Cluster:
@@ -84,7 +86,7 @@ def claimed(*slices: Slice, **facts: Any) -> Cluster:
 
 
 def demand(**wishes: Any) -> ClusterDemand:
-    return changed(DEMAND, **wishes)  # type: ignore[no-any-return]
+    return changed(DEMAND, **wishes)
 
 
 def settings(**wishes: Any) -> ClusterDemand:
@@ -239,6 +241,12 @@ def test_cards_are_told_by_any_sign_of_them() -> None:
     assert bad(cluster(nodes=(NODE, plain)), without) == []
     (finding,) = bad(cluster(nodes=(plain,)), without)[:1]
     assert (finding.check, finding.subject) == ("tokens", "plain")
+
+
+def test_slices_of_a_server_that_has_none_and_of_no_node() -> None:
+    (finding,) = bad(cluster(nodes=(WITHOUT_TOKENS,), device_classes=None, slices=None), DRA)
+    assert finding.check == "device class"
+    assert {one.check for one in bad(cluster(nodes=(), slices=()), DRA)} == {"nodes"}
 
 
 def test_rights_that_apply_needs() -> None:

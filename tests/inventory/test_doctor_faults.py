@@ -158,6 +158,10 @@ def test_a_drive_that_is_not_there() -> None:
     assert "mkdir -p /mnt/models" in finding.fix
 
 
+def test_room_that_cannot_be_read() -> None:
+    assert bad(drive(free_bytes=None)) == []
+
+
 def test_a_configuration_that_cannot_be_read_hides_its_runtimes() -> None:
     broken = (changed(RUNTIME.containerd[0], problem="is not TOML", handlers=()),)
     assert [(one.check, one.state) for one in bad(runtime(containerd=broken))] == [
