@@ -62,7 +62,7 @@ RUNTIME = Runtime(
     toolkit=Toolkit(
         path="/usr/bin/nvidia-ctk",
         version="1.18.0",
-        configured=True,
+        config="/etc/nvidia-container-runtime/config.toml",
         ldconfig="@/sbin/ldconfig.real",
         ldconfig_there=True,
     ),

@@ -158,6 +158,11 @@ def test_a_drive_that_is_not_there() -> None:
     assert "mkdir -p /mnt/models" in finding.fix
 
 
+def test_a_drive_that_no_pod_needs_yet() -> None:
+    alone = changed(drive(sentinel=False, mounts=(ROOT,)), system=changed(KERNEL, kubernetes=False))
+    assert [one.state for one in bad(alone)] == ["warning", "warning"]
+
+
 def test_room_that_cannot_be_read() -> None:
     assert bad(drive(free_bytes=None)) == []
 
@@ -218,6 +223,11 @@ def test_swap_that_the_kubelet_knows_of(kubelet: Kubelet, what: str) -> None:
     condition = machine(CARD, swap_bytes=GIB, runtime=changed(RUNTIME, kubelet=kubelet))
     assert bad(condition) == []
     assert any(what in one.what for one in examine(condition))
+
+
+def test_the_port_of_a_gateway_that_runs() -> None:
+    taken = kernel(listening=(8000,))
+    assert bad(taken, changed(DEMAND, gateway_runs=True)) == []
 
 
 def test_cards_at_known_places() -> None:

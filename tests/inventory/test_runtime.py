@@ -86,7 +86,7 @@ def test_everything_that_is_configured(tmp_path: Path) -> None:
     assert found.toolkit == Toolkit(
         path="/usr/bin/nvidia-ctk",
         version="1.18.0",
-        configured=True,
+        config="/etc/nvidia-container-runtime/config.toml",
         by_variable=False,
         ldconfig="@/sbin/ldconfig.real",
         ldconfig_there=True,
@@ -96,6 +96,17 @@ def test_everything_that_is_configured(tmp_path: Path) -> None:
         Cdi(path="/var/run/cdi/nvidia.yaml", devices=("0", "GPU-1"), drivers=("560.35.03",)),
     )
     assert (found.images_free_bytes or 0) > 0
+
+
+def test_the_operators_own_configuration_comes_first(tmp_path: Path) -> None:
+    write(tmp_path, "etc/nvidia-container-runtime/config.toml", TOOLKIT)
+    own = "usr/local/nvidia/toolkit/.config/nvidia-container-runtime/config.toml"
+    write(tmp_path, own, "")
+    assert read(tmp_path).toolkit == Toolkit(config=f"/{own}")
+
+
+def test_a_program_that_cannot_be_asked(tmp_path: Path) -> None:
+    assert toolkit_version(tmp_path / "none") == ""
 
 
 def test_nothing_is_configured(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from sovereign_ai.cli.expected import cluster_demand, host_demand, pinning_of
 from sovereign_ai.cli.planning import engine_release, read_plan
 from sovereign_ai.config import Factory, Paths, environment
 from sovereign_ai.console import Console
+from sovereign_ai.deploy import local
 from sovereign_ai.inventory import take_inventory
 from sovereign_ai.inventory.cluster_condition import read_cluster
 from sovereign_ai.inventory.cluster_doctor import examine_cluster
@@ -43,7 +44,8 @@ def _host(factory: Factory, paths: Paths, plan: Plan | None) -> tuple[Finding, .
     inventory = take_inventory()
     folders = {"engine": paths.engines, "models": paths.models}
     condition = read_condition(inventory, read_states(), folders, drive=factory.kubernetes.storage.path)
-    demand = host_demand(factory, plan, inventory.nodes[0].name)
+    running = local.running(paths) is not None
+    demand = host_demand(factory, plan, inventory.nodes[0].name, running=running)
     return examine(condition, engine_release(factory), demand)
 
 

@@ -61,12 +61,14 @@ def pinning_of(settings: ClusterSettings) -> Pinning:
     return "dra" if CLUSTER_VERSIONS.index(settings.version) >= DRA_FROM else "tokens"
 
 
-def host_demand(factory: Factory, plan: Plan | None, node: str) -> Demand:
-    """Of the machine called `node`; of a plan for one node that is called otherwise, that one."""
+def host_demand(factory: Factory, plan: Plan | None, node: str, *, running: bool = False) -> Demand:
+    """Of the machine called `node`; of a plan for one node that is called otherwise, that one.
+    `running`: whether our own stack is up."""
     memory: Mapping[str, PodMemory] = pod_memory(plan, factory.kubernetes) if plan else {}
     mine = memory.get(node) or (next(iter(memory.values())) if len(memory) == 1 else None)
     return Demand(
         gateway_port=factory.gateway.port,
+        gateway_runs=running,
         pinning=pinning_of(factory.kubernetes),
         limits_bytes=mine.limits_bytes if mine else None,
         shared_bytes=mine.shared_bytes if mine else None,

@@ -12,9 +12,10 @@ from sovereign_ai.spec import Device, Noun
 
 class Demand(Noun, frozen=True, kw_only=True):
     """What is to run here. `limits_bytes` and `shared_bytes` are the sums of memory limits and of /dev/shm of
-    the plan's pods on this node; None without a plan."""
+    the plan's pods on this node; None without a plan. `gateway_runs`: ours has its port already."""
 
     gateway_port: int = 8000
+    gateway_runs: bool = False
     pinning: Pinning = "tokens"
     limits_bytes: int | None = None
     shared_bytes: int | None = None

@@ -3,7 +3,7 @@ the drive's folder is. Pure."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from sovereign_ai.inventory.case import Case
 from sovereign_ai.inventory.drive import SENTINEL
@@ -21,6 +21,11 @@ def _nothing(case: Case) -> str:
     return "" if drive.mounts is not None else "the mount table cannot be read"
 
 
+def _serious(case: Case) -> Callable[[str, str], Seen]:
+    """Only pods depend on it: a machine that serves without Kubernetes is not at fault."""
+    return warning if case.no_cluster else fault
+
+
 def _mounted(case: Case) -> Iterator[Seen]:
     drive = case.condition.drive
     if reason := _nothing(case):
@@ -30,7 +35,7 @@ def _mounted(case: Case) -> Iterator[Seen]:
         yield fault(f"{drive.path} is not there: no pod would find its model", fix)
     elif drive.mount is None or drive.mount.point == "/":
         what = f"{drive.path} lies on the root file system: the drive is not mounted, or there is none"
-        yield fault(what, f"mount the drive at {drive.path} and name it in /etc/fstab")
+        yield _serious(case)(what, f"mount the drive at {drive.path} and name it in /etc/fstab")
     else:
         yield ok(f"{drive.mount.source} ({drive.mount.kind}) at {drive.mount.point}")
 
@@ -68,7 +73,7 @@ def _sentinel(case: Case) -> Iterator[Seen]:
         yield ok(f"{SENTINEL} is there")
     else:
         what = f"{drive.path}/{SENTINEL} is missing: pods would take this for an unmounted folder"
-        yield fault(what, f"where the drive is mounted: touch {drive.path}/{SENTINEL}")
+        yield _serious(case)(what, f"where the drive is mounted: touch {drive.path}/{SENTINEL}")
 
 
 def _writable(case: Case) -> Iterator[Seen]:

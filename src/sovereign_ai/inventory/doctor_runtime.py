@@ -133,10 +133,10 @@ def _by_variable(case: Case) -> Iterator[Seen]:
     elif case.demand.pinning not in ("tokens", "env"):
         yield skipped(f"pinning by {case.demand.pinning} does not need it")
     elif toolkit.problem:
-        yield fault(f"/etc/nvidia-container-runtime/config.toml: {toolkit.problem}", "correct it")
+        yield fault(f"{toolkit.config}: {toolkit.problem}", "correct it")
     elif not toolkit.by_variable:
         what = "accept-nvidia-visible-devices-envvar-when-unprivileged is false: pods would see no card"
-        fix = "set it to true in /etc/nvidia-container-runtime/config.toml, or use pinning: dra"
+        fix = f"set it to true in {toolkit.config}, or use pinning: dra"
         yield fault(what, fix)
     else:
         yield ok("NVIDIA_VISIBLE_DEVICES of an unprivileged pod is followed")
@@ -147,10 +147,10 @@ def _ldconfig(case: Case) -> Iterator[Seen]:
     if case.no_containers:
         yield skipped(case.no_containers)
     elif not toolkit.ldconfig:
-        yield skipped("/etc/nvidia-container-runtime/config.toml does not set it")
+        yield skipped("the configuration of NVIDIA's runtime does not set it")
     elif not toolkit.ldconfig.startswith("@") and not toolkit.ldconfig_from_container:
         what = f"{toolkit.ldconfig} would be run from the container, which the toolkit refuses"
-        yield fault(what, f'ldconfig = "@{toolkit.ldconfig}" in /etc/nvidia-container-runtime/config.toml')
+        yield fault(what, f'ldconfig = "@{toolkit.ldconfig}" in {toolkit.config}')
     elif not toolkit.ldconfig_there:
         what = f"{toolkit.ldconfig.lstrip('@')} is not on this machine"
         fix = 'ldconfig = "@/sbin/ldconfig.real" on Ubuntu, "@/sbin/ldconfig" elsewhere'

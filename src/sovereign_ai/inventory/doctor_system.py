@@ -145,8 +145,10 @@ def _gateway_port(case: Case) -> Iterator[Seen]:
     listening, port = case.condition.system.listening, case.demand.gateway_port
     if listening is None:
         yield skipped("open ports cannot be read")
+    elif port in listening and case.demand.gateway_runs:
+        yield ok(f"the running stack has {port}")
     elif port in listening:
-        fix = f"fine where it is the gateway (sovereign status); else see who: ss -ltnp 'sport = :{port}'"
+        fix = f"see who: ss -ltnp 'sport = :{port}'; or another gateway.port"
         yield warning(f"somebody listens on {port}", fix)
     else:
         yield ok(f"{port} is free")

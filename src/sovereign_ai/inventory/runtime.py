@@ -21,7 +21,11 @@ CONFIGS = ("etc/containerd/config.toml", "var/lib/rancher/k3s/agent/etc/containe
 DROP_INS = "etc/containerd/conf.d"
 DATA_FOLDERS = ("var/lib/rancher/k3s/agent/containerd", "var/lib/containerd")
 KUBELET = "var/lib/kubelet/config.yaml"
-TOOLKIT_CONFIG = "etc/nvidia-container-runtime/config.toml"
+TOOLKIT_CONFIGS = (
+    "usr/local/nvidia/toolkit/.config/nvidia-container-runtime/config.toml",
+    "etc/nvidia-container-runtime/config.toml",
+)
+"""NVIDIA's operator brings its own, which is the one that its runtime reads then."""
 TOOLKIT_FOLDERS = ("usr/bin", "usr/local/bin", "usr/local/nvidia/toolkit")
 CDI_FOLDERS = ("etc/cdi", "var/run/cdi", "run/cdi")
 CRI = {2: "io.containerd.grpc.v1.cri", 3: "io.containerd.cri.v1.runtime"}
@@ -60,12 +64,12 @@ class Kubelet(Noun, frozen=True, kw_only=True):
 
 
 class Toolkit(Noun, frozen=True, kw_only=True):
-    """`path` of nvidia-ctk. `ldconfig_there`: whether the host has what `ldconfig` names. `problem`: why its
-    configuration cannot be read."""
+    """`path` of nvidia-ctk, `config` of its runtime. `ldconfig_there`: whether the host has what `ldconfig`
+    names. `problem`: why its configuration cannot be read."""
 
     path: str = ""
     version: str = ""
-    configured: bool = False
+    config: str = ""
     by_variable: bool = True
     ldconfig: str = ""
     ldconfig_there: bool | None = None
@@ -199,13 +203,13 @@ def _toolkit(root: Path, version: Callable[[Path], str]) -> Toolkit:
     program = next(
         (found for folder in TOOLKIT_FOLDERS if (found := root / folder / "nvidia-ctk").exists()), None
     )
-    config = root / TOOLKIT_CONFIG
-    settings, problem = _toml(config) if config.exists() else ({}, "")
+    config = next((found for path in TOOLKIT_CONFIGS if (found := root / path).exists()), None)
+    settings, problem = _toml(config) if config else ({}, "")
     ldconfig = str(_at(settings, "nvidia-container-cli", "ldconfig") or "")
     return Toolkit(
         path=_shown(root, program) if program else "",
         version=version(program) if program else "",
-        configured=config.exists(),
+        config=_shown(root, config) if config else "",
         by_variable=settings.get("accept-nvidia-visible-devices-envvar-when-unprivileged") is not False,
         ldconfig=ldconfig,
         ldconfig_there=(root / ldconfig.lstrip("@/")).exists() if ldconfig else None,
