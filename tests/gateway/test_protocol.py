@@ -181,3 +181,31 @@ async def test_the_api_is_described_without_a_key() -> None:
     ):
         assert found.status == 200
         assert "/v1/chat/completions" in (await found.json())["paths"]
+
+
+def request(**fields: object) -> bytes:
+    body = json.dumps(chat_body(**fields)).encode()
+    head = HEAD + f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+@in_loop
+async def test_who_leaves_during_a_later_request_of_a_connection_is_noticed() -> None:
+    """The first request is over: that nobody watches for it any more must not make the second one unwatched,
+    not even where both came in one piece."""
+    fake = FakeTriton()
+    async with running(fake) as gateway:
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        fake.gate = asyncio.Event()
+        writer.write(request() + request())
+        await until(lambda: len(fake.bodies) == 1)
+        fake.gate.set()
+        await until(lambda: len(fake.bodies) == 2)
+        fake.gate = asyncio.Event()
+        writer.write(request())
+        await until(lambda: len(fake.bodies) == 3)
+        writer.close()
+        await until(lambda: fake.left == 1)
+        await until(lambda: not gateway.gateway._flights)
+        assert [line["status"] for line in gateway.log()] == [200, 200, 499]
+        del reader

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import msgspec
 from cyclopts import App, CycloptsError, Parameter
@@ -386,12 +386,43 @@ def remove_engine(name: str) -> None:
     Console().say(f"removed {name}, {human_bytes(engine_environment.remove(where, name))} freed")
 
 
+@app.command
+def render(
+    *,
+    factory: FactoryFile = None,
+    inventory: InventoryFile = None,
+    plan: Annotated[Path | None, Parameter(help="A saved plan, in place of a new one.")] = None,
+    output: Annotated[Path | None, Parameter(name=["--output", "-o"], help="Folder.")] = None,
+    form: Annotated[Literal["yaml", "helm"], Parameter(name="--format")] = "yaml",
+) -> None:
+    """Render the plan to Kubernetes manifests: into a folder, or all to standard output.
+
+    Parameters
+    ----------
+    form
+        `yaml`: manifests with a kustomization, and all in triton-stack.yaml; `helm`: a chart.
+    """
+    from sovereign_ai.cli import manifests
+
+    settings = load_factory(factory) if factory else Factory()
+    manifests.render(
+        Console(),
+        settings,
+        _paths(settings),
+        inventory=inventory,
+        plan=plan,
+        output=output,
+        form=form,
+    )
+
+
 @app.command(show=False)
-def gateway(*, routes: Path, ledger: Path, settings: str) -> None:
-    """Run the gateway in the foreground (the supervisor does). `settings`: as JSON."""
+def gateway(*, routes: Path, ledger: Path, settings: str, keys: Path | None = None) -> None:
+    """Run the gateway in the foreground (the supervisor does). `settings`: as JSON; `keys`: a file with the
+    digests of keys, in place of the ledger's."""
     from sovereign_ai.gateway.server import serve
 
-    serve(routes_file=routes, ledger_file=ledger, settings=decode_gateway(settings))
+    serve(routes_file=routes, ledger_file=ledger, settings=decode_gateway(settings), keys_file=keys)
 
 
 @app.command(show=False)

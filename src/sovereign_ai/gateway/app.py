@@ -189,6 +189,7 @@ class Gateway:
                 await exchange.fail(error)
         finally:
             flight.land()
+            exchange.unwatch()
             del self._flights[flight]
             self._close_record(exchange)
 
@@ -240,7 +241,8 @@ class Gateway:
         if (visit := CURRENT.get()) is not None:
             await self._door.enter(visit)
         body = await exchange.body(self._max_body_bytes)
-        flight.interrupt_after(exchange.gone)
+        if not exchange.watch(partial(flight.interrupt, Interruption.CLIENT_GONE)):
+            flight.interrupt_after(exchange.gone)
         await answer(exchange, body)
 
     def _begin_visit(self, exchange: Exchange) -> Visit:

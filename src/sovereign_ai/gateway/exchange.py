@@ -36,6 +36,9 @@ STALLED_TICKS = 60
 ABORT = "sovereign.abort"
 """Key of the scope under which our own server says how to break the connection off."""
 
+WATCH = "sovereign.watch"
+"""Key of the scope under which our own server tells, through a callback, when the client has gone."""
+
 LINGER_S = 1.0
 """How long a refused upload is still read and thrown away. Closing at once would reset the connection, and a
 client that is still sending would then lose the answer that tells it why."""
@@ -65,6 +68,7 @@ class Exchange:
         self.reading = self.sending = False
         """Whether the client is waited for: its body, or that it reads."""
         self._ticks = 0
+        self._unwatch: Callable[[], None] | None = None
         self.content: tuple[list[bytes], list[bytes]] | None = None
         """Request and answer, where they are kept."""
 
@@ -112,6 +116,19 @@ class Exchange:
         """Returns when the client closes the connection. Only after the body was read."""
         while (await self._receive())["type"] != "http.disconnect":
             pass
+
+    def watch(self, gone: Callable[[], object]) -> bool:
+        """`gone` is called when the client closes the connection, until `unwatch`. Whether the server can
+        tell; else await `gone()`."""
+        watch = self._scope.get(WATCH)
+        if watch is not None:
+            self._unwatch = watch(gone)
+        return watch is not None
+
+    def unwatch(self) -> None:
+        if self._unwatch is not None:
+            self._unwatch()
+            self._unwatch = None
 
     async def answer(
         self, status: int, body: bytes, *, kind: bytes = JSON, headers: Headers | None = None

@@ -14,9 +14,11 @@ from pathlib import Path
 import uvicorn
 
 from sovereign_ai.config import GatewaySettings
+from sovereign_ai.errors import UsageError
 from sovereign_ai.gateway.app import Gateway, create_app
 from sovereign_ai.gateway.coordinator import coordinate
 from sovereign_ai.gateway.extras import open_tracing
+from sovereign_ai.gateway.keyfile import KeyFile
 from sovereign_ai.gateway.ledger import Ledger
 from sovereign_ai.gateway.listening import BACKLOG, listen
 from sovereign_ai.gateway.protocol import Protocol
@@ -96,22 +98,33 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def serve(*, routes_file: Path, ledger_file: Path, settings: GatewaySettings) -> None:
+def serve(
+    *, routes_file: Path, ledger_file: Path, settings: GatewaySettings, keys_file: Path | None = None
+) -> None:
     """Run the gateway until SIGTERM or SIGINT, in as many processes as `settings` say. In the main thread
-    only, which alone gets signals.
+    only, which alone gets signals. `keys_file` has the keys, where those of the ledger are not meant.
 
     Raises PortTaken, NoPermission or UsageError when it cannot listen where `settings` say or cannot read
     what it is given, UnsupportedModel when a model's tokenizer or chat template is not usable.
     """
+    if settings.workers > 1 and keys_file is not None:
+        raise UsageError("several workers read keys from the ledger only", "run more replicas instead")
     if settings.workers > 1:
         coordinate(routes_file=routes_file, ledger_file=ledger_file, settings=settings)
     else:
-        _serve_alone(routes_file, ledger_file, settings)
+        _serve_alone(routes_file, ledger_file, settings, keys_file)
 
 
-def _serve_alone(routes_file: Path, ledger_file: Path, settings: GatewaySettings) -> None:
+def _serve_alone(
+    routes_file: Path, ledger_file: Path, settings: GatewaySettings, keys_file: Path | None
+) -> None:
     routes = read_routes(routes_file)
-    with listen(settings.host, settings.port) as listener, Ledger(ledger_file) as keys:
+    with listen(settings.host, settings.port) as listener, Ledger(ledger_file) as ledger:
+        keys = (
+            ledger
+            if keys_file is None
+            else KeyFile(keys_file, lambda event, **fields: gateway.journal.event(event, **fields))
+        )
         usage = UsageWriter(
             ledger_file,
             keep_days=settings.usage_days,

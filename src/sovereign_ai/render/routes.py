@@ -109,7 +109,7 @@ def _route(
 
 def _endpoint(one: Deployment, processes: Sequence[TritonProcess], urls: Mapping[str, str]) -> Endpoint:
     process = next(p for p in processes if (p.node, p.devices) == (one.node, one.devices))
-    speed = one.speed.decode_full if one.speed and one.speed.decode_full > 0 else 1.0
+    speed = round(one.speed.decode_full, 3) if one.speed and one.speed.decode_full > 0.001 else 1.0
     return Endpoint(
         name=process.name,
         url=urls[process.name],
