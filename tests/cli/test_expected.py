@@ -5,9 +5,13 @@ from datetime import date
 import pytest
 
 from sovereign_ai.catalog.releases import release
-from sovereign_ai.cli.expected import PodMemory, cluster_demand, host_demand, pinning_of, pod_memory
+from sovereign_ai.cli.expected import PodMemory, cluster_demand, host_demand, pod_memory
 from sovereign_ai.config import ClusterSettings, Factory
-from sovereign_ai.spec import Deployment, Memory, Plan, Tier
+from sovereign_ai.inventory import cluster_cards, cluster_case, drive
+from sovereign_ai.inventory.cluster_condition import quantity
+from sovereign_ai.inventory.cluster_facts import rights
+from sovereign_ai.render.kubernetes import Object, Stack, labels, pinning, render_stack
+from sovereign_ai.spec import Deployment, Inventory, Memory, Plan, Tier
 
 GIB = 1 << 30
 
@@ -51,16 +55,40 @@ def test_the_memory_of_pods_is_one_a_group_of_devices() -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("settings", "pinning"),
-    [
-        (ClusterSettings(), "tokens"),
-        (ClusterSettings(version="1.34"), "dra"),
-        (ClusterSettings(version="1.34", pinning="env"), "env"),
-    ],
-)
-def test_how_cards_are_pinned(settings: ClusterSettings, pinning: str) -> None:
-    assert pinning_of(settings) == pinning
+def rendered(settings: ClusterSettings) -> tuple[Object, ...]:
+    return render_stack(Stack(plan=PLAN, inventory=Inventory(nodes=()), cluster=settings))
+
+
+def test_the_memory_of_pods_is_that_of_what_is_rendered() -> None:
+    settings = ClusterSettings(shared_memory_gib=20, engine_image="localhost/engine:1")
+    limits: dict[str, int] = {}
+    for one in rendered(settings):
+        if one["kind"] == "Deployment" and one["metadata"]["labels"][labels.COMPONENT] == "inference":
+            pod = one["spec"]["template"]["spec"]
+            node, limit = pod["nodeSelector"][labels.HOSTNAME], pod["containers"][0]["resources"]["limits"]
+            limits[node] = limits.get(node, 0) + quantity(limit["memory"])
+    assert limits == {node: one.limits_bytes for node, one in pod_memory(PLAN, settings).items()}
+
+
+@pytest.mark.parametrize("version", ["1.31", "1.36"])
+@pytest.mark.parametrize("monitoring", [True, False])
+def test_rights_are_asked_for_every_kind_that_is_rendered(version: str, monitoring: bool) -> None:
+    settings = ClusterSettings(version=version, monitoring=monitoring, engine_image="localhost/engine:1")
+    kinds = {
+        (f"{one['kind'].lower()}s".replace("classs", "classes").replace("policys", "policies"),
+         one["apiVersion"].rpartition("/")[0])
+        for one in rendered(settings)
+    }  # fmt: skip
+    wanted = {".".join(filter(None, kind)) for kind in kinds}
+    dra = pinning.mode_of(settings) == "dra"
+    assert {right.resource for right in rights(dra=dra, monitoring=monitoring)} == wanted
+
+
+def test_names_that_render_and_doctor_share() -> None:
+    assert cluster_cards.OWN_RUNTIME_CLASS == pinning.OWN_RUNTIME_CLASS
+    assert cluster_cards.DRA_CLASS == pinning.DRA_CLASS
+    assert cluster_case.DEVICE_PLUGIN == pinning.DEVICE_PLUGIN
+    assert drive.SENTINEL == labels.SENTINEL
 
 
 def test_what_is_asked_of_one_machine() -> None:

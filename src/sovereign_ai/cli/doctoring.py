@@ -6,7 +6,7 @@ import os
 from datetime import UTC, datetime
 from pathlib import Path
 
-from sovereign_ai.cli.expected import cluster_demand, host_demand, pinning_of
+from sovereign_ai.cli.expected import cluster_demand, host_demand
 from sovereign_ai.cli.planning import engine_release, read_plan
 from sovereign_ai.config import Factory, Paths, environment
 from sovereign_ai.console import Console
@@ -19,6 +19,7 @@ from sovereign_ai.inventory.condition import read_condition
 from sovereign_ai.inventory.doctor import Finding, examine
 from sovereign_ai.inventory.nvml import read_states
 from sovereign_ai.render.kubernetes.labels import INVENTORY
+from sovereign_ai.render.kubernetes.pinning import mode_of
 from sovereign_ai.spec import Plan
 
 STYLES = {"fault": "bold red", "warning": "yellow", "skipped": "dim", "ok": ""}
@@ -51,7 +52,7 @@ def _host(factory: Factory, paths: Paths, plan: Plan | None) -> tuple[Finding, .
 
 def _cluster(factory: Factory, plan: Plan | None) -> tuple[Finding, ...]:
     settings = factory.kubernetes
-    asked = rights(dra=pinning_of(settings) == "dra")
+    asked = rights(dra=mode_of(settings) == "dra", monitoring=settings.monitoring)
     found = read_cluster(_kubeconfig(), settings.namespace, INVENTORY, asked)
     today = datetime.now(UTC).date()
     return examine_cluster(found, cluster_demand(factory, plan, engine_release(factory), today))

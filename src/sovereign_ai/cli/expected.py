@@ -8,19 +8,15 @@ from itertools import groupby
 from typing import NamedTuple
 
 from sovereign_ai.catalog.releases import Release
-from sovereign_ai.config import CLUSTER_VERSIONS, DRA_FROM, ClusterSettings, Factory, Pinning
-from sovereign_ai.inventory.cluster_cards import OWN_RUNTIME_CLASS
+from sovereign_ai.config import ClusterSettings, Factory
 from sovereign_ai.inventory.cluster_doctor import ClusterDemand
 from sovereign_ai.inventory.doctor import Demand
+from sovereign_ai.render.kubernetes.engine import CPU_MARGIN_BYTES, UTILITY_SHARE, WORK_BYTES
 from sovereign_ai.render.kubernetes.labels import GPU_DOMAIN
+from sovereign_ai.render.kubernetes.pinning import mode_of, runtime_class
 from sovereign_ai.spec import Deployment, Plan
 
 GIB = 1 << 30
-WORK_BYTES = 8 * GIB
-"""Memory of an engine's pod beside its shared memory: processes, pinned buffers, the shard being loaded."""
-CPU_MARGIN_BYTES = 2 * GIB
-UTILITY_SHARE = 4
-"""Tiers after the first have this part of `shared_memory_gib`."""
 
 
 class PodMemory(NamedTuple):
@@ -31,7 +27,8 @@ class PodMemory(NamedTuple):
 
 
 def pod_memory(plan: Plan, settings: ClusterSettings) -> dict[str, PodMemory]:
-    """By node. One pod a group of devices; what it writes to /dev/shm counts against its limit."""
+    """By node: the engines' pods, as they are rendered, one a group of devices. What a pod writes to /dev/shm
+    counts against its limit. Agent and gateway, some hundred MiB, are left out."""
 
     def group(one: Deployment) -> tuple[str, tuple[str, ...]]:
         return one.node, one.devices
@@ -51,14 +48,8 @@ def _pod(plan: Plan, settings: ClusterSettings, members: tuple[Deployment, ...])
     if on_cpu or ranks.get(members[0].tier, 1) > 1:
         shared = max(GIB, shared // UTILITY_SHARE // GIB * GIB)
     need = sum(memory.total_bytes for one in members for memory in one.memories) + CPU_MARGIN_BYTES
-    return PodMemory((need if on_cpu else WORK_BYTES) + shared, shared)
-
-
-def pinning_of(settings: ClusterSettings) -> Pinning:
-    """The mode itself, where `auto` is asked for."""
-    if settings.pinning != "auto":
-        return settings.pinning
-    return "dra" if CLUSTER_VERSIONS.index(settings.version) >= DRA_FROM else "tokens"
+    work = -(-need // GIB) * GIB if on_cpu else WORK_BYTES
+    return PodMemory(work + shared, shared)
 
 
 def host_demand(factory: Factory, plan: Plan | None, node: str, *, running: bool = False) -> Demand:
@@ -69,7 +60,7 @@ def host_demand(factory: Factory, plan: Plan | None, node: str, *, running: bool
     return Demand(
         gateway_port=factory.gateway.port,
         gateway_runs=running,
-        pinning=pinning_of(factory.kubernetes),
+        pinning=mode_of(factory.kubernetes),
         limits_bytes=mine.limits_bytes if mine else None,
         shared_bytes=mine.shared_bytes if mine else None,
     )
@@ -83,8 +74,8 @@ def cluster_demand(factory: Factory, plan: Plan | None, release: Release, today:
     memory = pod_memory(plan, settings) if plan else {}
     return ClusterDemand(
         settings=settings,
-        pinning=pinning_of(settings),
-        runtime_class=settings.runtime_class or OWN_RUNTIME_CLASS,
+        pinning=mode_of(settings),
+        runtime_class=runtime_class(settings),
         token_domain=GPU_DOMAIN,
         today=today,
         images=(settings.engine_image or release.image, settings.control_image),

@@ -91,14 +91,13 @@ class Cluster(Noun, frozen=True, kw_only=True):
 WRITTEN = (
     ("services", True),
     ("configmaps", True),
+    ("secrets", True),
     ("serviceaccounts", True),
     ("persistentvolumeclaims", True),
     ("deployments.apps", True),
     ("daemonsets.apps", True),
     ("poddisruptionbudgets.policy", True),
     ("networkpolicies.networking.k8s.io", True),
-    ("roles.rbac.authorization.k8s.io", True),
-    ("rolebindings.rbac.authorization.k8s.io", True),
     ("namespaces", False),
     ("persistentvolumes", False),
     ("storageclasses.storage.k8s.io", False),
@@ -111,14 +110,16 @@ WRITTEN = (
 VERBS = ("create", "patch", "delete")
 """Server-side apply patches, and creates what is not there; pruning deletes."""
 DRA_WRITTEN = ("resourceclaimtemplates.resource.k8s.io", True)
+MONITORING_WRITTEN = ("servicemonitors.monitoring.coreos.com", True)
+"""Where they are asked for: other clusters have no such kinds."""
 
 
-def rights(*, dra: bool, prune_shared: bool = False) -> tuple[Right, ...]:
-    """What `apply` does. Objects outside the namespace are deleted only with `prune_shared`."""
-    kinds = (*WRITTEN, DRA_WRITTEN) if dra else WRITTEN
+def rights(*, dra: bool, monitoring: bool) -> tuple[Right, ...]:
+    """What `apply` does. What lies outside the namespace is not pruned with every change of a plan."""
+    kinds = (*WRITTEN, *([DRA_WRITTEN] if dra else []), *([MONITORING_WRITTEN] if monitoring else []))
     return tuple(
         Right(resource, verb, namespaced)
         for resource, namespaced in kinds
         for verb in VERBS
-        if verb != "delete" or namespaced or prune_shared
+        if verb != "delete" or namespaced
     )
