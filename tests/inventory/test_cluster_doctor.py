@@ -65,7 +65,7 @@ SLICE = Slice(
     driver="gpu.nvidia.com", node="rig", pool="rig", generation=2, pool_slices=1, cards=("GPU-1", "GPU-2")
 )
 WITHOUT_TOKENS = msgspec.structs.replace(NODE, extended={})
-DRA = msgspec.structs.replace(DEMAND, pinning="dra")
+DRA = msgspec.structs.replace(DEMAND, pinning="dra", settings=ClusterSettings(version="1.36", agent=False))
 
 
 def changed(facts: Facts, **changes: Any) -> Facts:
@@ -117,6 +117,12 @@ def test_a_cluster_whose_cards_are_claimed() -> None:
     }
 
 
+def test_the_agent_needs_the_runtime_class_even_where_cards_are_claimed() -> None:
+    wanted = demand(pinning="dra")
+    plain = cluster(nodes=(changed(WITHOUT_TOKENS, handlers=("",)),), slices=(SLICE,))
+    assert [one.check for one in bad(plain, wanted)] == ["runtime class"]
+
+
 def test_a_server_that_does_not_answer() -> None:
     (finding,) = bad(Cluster(problem="https://10.0.0.1:6443 does not answer: refused"))
     assert (finding.check, finding.state) == ("API server", "fault")
@@ -136,6 +142,12 @@ def test_a_server_that_does_not_answer() -> None:
          "may not patch deployments.apps", "clusterrolebinding"),
         ("nodes", node(ready=False), DEMAND, "fault", "is not ready", "describe node rig"),
         ("nodes", node(cordoned=True), DEMAND, "warning", "takes no new pods", "uncordon rig"),
+        ("taints", node(taints=("nvidia.com/gpu=a:NoSchedule", "a:PreferNoSchedule",
+                                "nvidia.com/gpu:NoExecute")), DEMAND, "fault", "nvidia.com/gpu:NoExecute: pods", "nvidia.com/gpu:NoExecute-"),
+        ("taints", node(taints=("node.kubernetes.io/disk-pressure:NoSchedule",)), DEMAND, "fault",
+         "disk-pressure", "goes by itself"),
+        ("nodes", node(cordoned=True, taints=("node.kubernetes.io/unschedulable:NoSchedule",)), DEMAND,
+         "warning", "takes no new pods", "uncordon"),
         ("taints", node(taints=("dedicated=db:NoSchedule",)), DEMAND, "fault", "do not bear it",
          "kubectl taint node rig dedicated=db:NoSchedule-"),
         ("runtime class", CLUSTER, demand(runtime_class="mine"), "fault", "no RuntimeClass mine",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
 import pytest
 
 from sovereign_ai.inventory.condition import Condition
@@ -201,12 +200,15 @@ def test_without_a_plan_its_memory_is_not_judged() -> None:
     assert {"memory for the plan", "shared memory for the plan"} <= set(skipped)
 
 
-def test_claims_need_neither_runtime_class_nor_variable() -> None:
+def test_claims_alone_need_neither_runtime_class_nor_variable() -> None:
+    """The agent needs both."""
     closed = changed(
         RUNTIME, containerd=RUNTIME.containerd[:1], toolkit=changed(RUNTIME.toolkit, by_variable=False)
     )
     condition = machine(CARD, runtime=closed)
-    assert bad(condition, msgspec.structs.replace(DEMAND, pinning="dra")) == []
+    claimed = changed(DEMAND, pinning="dra")
+    assert bad(condition, changed(claimed, agent=False)) == []
+    assert [one.check for one in bad(condition, claimed)] == ["nvidia runtime", "cards by variable"]
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,7 @@ def host_demand(factory: Factory, plan: Plan | None, node: str, *, running: bool
     return Demand(
         gateway_port=factory.gateway.port,
         gateway_runs=running,
+        agent=factory.kubernetes.agent,
         pinning=mode_of(factory.kubernetes),
         limits_bytes=mine.limits_bytes if mine else None,
         shared_bytes=mine.shared_bytes if mine else None,

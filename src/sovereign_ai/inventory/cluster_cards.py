@@ -18,7 +18,7 @@ def _runtime_class(case: ClusterCase) -> Iterator[Seen]:
     classes, wanted = case.cluster.runtime_classes or {}, case.demand.runtime_class
     if reason := case.unknown("runtimeclasses", "nodes"):
         yield skipped(reason)
-    elif case.demand.pinning == "dra":
+    elif case.demand.pinning == "dra" and not case.demand.settings.agent:
         yield skipped("pods get their cards by DRA: no runtime class is needed")
     elif wanted not in classes and wanted != OWN_RUNTIME_CLASS:
         what = f"there is no RuntimeClass {wanted}: the API server refuses every pod that names it"

@@ -25,8 +25,12 @@ END_OF_LIFE = {
 }
 """https://kubernetes.io/releases"""
 
-TOLERATED = ("nvidia.com/gpu:", "nvidia.com/gpu=", "node.kubernetes.io/unschedulable:")
-"""Taints that our pods bear, or that are told of elsewhere (a cordoned node)."""
+TOLERATED = re.compile(r"nvidia\.com/gpu(=[^:]*)?:NoSchedule|.*:PreferNoSchedule")
+"""Taints that our pods bear."""
+TOLD = re.compile(r"node\.kubernetes\.io/(unschedulable|not-ready|unreachable):.*")
+"""Taints that say what the node's state says."""
+PRESSURE = re.compile(r"node\.kubernetes\.io/.*-pressure:.*")
+"""Taints that the kubelet takes off by itself."""
 MOST_MESSAGES = 3
 
 
@@ -98,11 +102,14 @@ def _taints(case: ClusterCase) -> Iterator[Seen]:
         (node, taint)
         for node in case.ours
         for taint in node.taints
-        if not taint.startswith(TOLERATED) and not taint.endswith(":PreferNoSchedule")
+        if not TOLERATED.fullmatch(taint) and not TOLD.fullmatch(taint)
     ]
     for node, taint in found:
         what = f"{taint}: pods of the stack do not bear it and stay Pending"
-        yield fault(what, f"kubectl taint node {node.name} {taint}-", node.name)
+        fix = f"kubectl taint node {node.name} {taint}-"
+        yield fault(
+            what, "free what is short: it goes by itself" if PRESSURE.match(taint) else fix, node.name
+        )
     if not found:
         yield ok("none that keeps the stack's pods away")
 

@@ -69,12 +69,10 @@ def _nvidia_runtime(case: Case) -> Iterator[Seen]:
         for one in file.handlers
         if one.name == NVIDIA and one.key_version != file.version
     ]
-    if case.no_containers:
-        yield skipped(case.no_containers)
+    if case.no_runtime:
+        yield skipped(case.no_runtime)
     elif not _files(case):
         yield skipped("no configuration of containerd is where it is looked for")
-    elif case.demand.pinning == "dra":
-        yield skipped("pods get their cards by DRA: no runtime class is needed")
     elif found := _handlers(case):
         yield ok(f"`{NVIDIA}` in {found[0][0].path}")
     elif misplaced:
@@ -128,10 +126,8 @@ def _toolkit(case: Case) -> Iterator[Seen]:
 
 def _by_variable(case: Case) -> Iterator[Seen]:
     toolkit = case.condition.runtime.toolkit
-    if case.no_containers:
-        yield skipped(case.no_containers)
-    elif case.demand.pinning not in ("tokens", "env"):
-        yield skipped(f"pinning by {case.demand.pinning} does not need it")
+    if case.no_runtime:
+        yield skipped(case.no_runtime)
     elif toolkit.problem:
         yield fault(f"{toolkit.config}: {toolkit.problem}", "correct it")
     elif not toolkit.by_variable:
