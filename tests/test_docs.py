@@ -37,6 +37,8 @@ from sovereign_ai.config import (
     UpstreamEntry,
     load_factory,
 )
+from sovereign_ai.inventory.cluster_doctor import CLUSTER_CHECKS
+from sovereign_ai.inventory.doctor import HOST_CHECKS
 from sovereign_ai.spec import Format
 from tests.cli.conftest import Here, here
 
@@ -109,6 +111,14 @@ def test_the_how_to_runs_as_written(here: Here, tmp_path: Path, monkeypatch: pyt
             assert missing == [], shown.command
 
 
+def test_every_check_of_doctor_is_in_the_reference() -> None:
+    """The page has exactly those there are, in the order in which they are shown."""
+    _, _, checks = (DOCS / "reference" / "doctor.md").read_text().partition("\n## The driver\n")
+    named = re.findall(r"^\| (?!check \||-)([^|]+) \| [^|]+ \| [^|]+ \|$", checks, re.MULTILINE)
+    assert named == [*(one.name for one in HOST_CHECKS), *(one.name for one in CLUSTER_CHECKS)]
+    assert len(named) == len(set(named)) >= 30
+
+
 LATER: set[str] = set()
 """Verbs that a text says are not there yet."""
 
@@ -128,7 +138,7 @@ def test_a_command_in_a_text_exists(here: Here, file: Path) -> None:
                 assert re.search(rf"{option}\b", helped.out), line
 
 
-VERBS = ("up", "inventory", "tiers", "plan", "plan diff", "calibrate", "chat", "logs", "agent")
+VERBS = ("up", "inventory", "doctor", "tiers", "plan", "plan diff", "calibrate", "chat", "logs", "agent")
 KEY_VERBS = ("keys create", "keys list", "keys set", "keys rotate", "usage")
 STORE_VERBS = ("models pull", "models convert", "models quantize", "models use", "migrate compose")
 SHORT = {"--factory": "`-f`", "--inventory": "`-i`", "--lines": "-n N", "--follow": "-f"}

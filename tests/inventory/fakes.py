@@ -147,6 +147,12 @@ class FakeNvml:
     def nvmlDeviceGetUtilizationRates(self, card: int) -> Any:  # noqa: N802
         return self._answer("utilization", card)
 
+    def nvmlDeviceGetEccMode(self, card: int) -> Any:  # noqa: N802
+        return self._answer("ecc mode", card)
+
+    def nvmlDeviceGetPowerManagementDefaultLimit(self, card: int) -> Any:  # noqa: N802
+        return self._answer("power default", card)
+
     def nvmlDeviceGetMemoryBusWidth(self, card: int) -> Any:  # noqa: N802
         return self._answer("bus width", card)
 

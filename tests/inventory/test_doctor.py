@@ -5,49 +5,29 @@ from typing import Any
 import msgspec
 import pytest
 
-from sovereign_ai.catalog.releases import release
 from sovereign_ai.inventory.condition import Condition, Xid
-from sovereign_ai.inventory.doctor import Finding, examine
+from sovereign_ai.inventory.doctor import examine as examine_for
+from sovereign_ai.inventory.doctor_drive import DRIVE_CHECKS
+from sovereign_ai.inventory.doctor_runtime import RUNTIME_CHECKS
+from sovereign_ai.inventory.drive import Drive
 from sovereign_ai.inventory.nvml import CardState
-from sovereign_ai.spec import Device, Inventory, Node, Pcie
+from sovereign_ai.inventory.runtime import Runtime
+from sovereign_ai.inventory.system import System
+from sovereign_ai.spec import Pcie
 from tests.inventory.fakes import GIB
-
-TRITON = release("24.12")
-CARD = Device(
-    id="GPU-1",
-    kind="gpu",
-    name="RTX 3080",
-    memory_bytes=10 * GIB,
-    memory_free_bytes=10 * GIB,
-    pcie=Pcie(generation=1, generation_max=4, width=16, width_max=16),
-    display_attached=False,
+from tests.inventory.machines import (
+    CARD,
+    DRIVE,
+    KERNEL,
+    OLD_CDI,
+    RUNTIME,
+    TRITON,
+    bad,
+    changed,
+    examine,
+    machine,
+    with_card,
 )
-
-
-def machine(*devices: Device, driver: str | None = "560.35.03", **facts: Any) -> Condition:
-    node = Node(
-        name="rig", devices=devices, cores=8, memory_bytes=GIB, memory_free_bytes=GIB, driver_version=driver
-    )
-    usual: dict[str, Any] = {
-        "kernel_driver": driver,
-        "pci_gpus": len(devices),
-        "nouveau": False,
-        "xids": (),
-        "swap_bytes": 0,
-        "shm_bytes": 8 * GIB,
-        "open_files": 65536,
-        "cgroup_v2": True,
-        "free_bytes": {"engine": 50 * GIB, "models": 50 * GIB},
-    }
-    return Condition(inventory=Inventory(nodes=(node,)), **{**usual, **facts})
-
-
-def with_card(**changes: Any) -> Condition:
-    return machine(msgspec.structs.replace(CARD, **changes))
-
-
-def bad(condition: Condition) -> list[Finding]:
-    return [one for one in examine(condition, TRITON) if one.state in ("fault", "warning")]
 
 
 def test_a_machine_in_health() -> None:
@@ -58,14 +38,35 @@ def test_a_machine_in_health() -> None:
 
 def test_a_machine_without_a_card() -> None:
     cpu = msgspec.structs.replace(CARD, kind="cpu", id="cpu")
-    findings = examine(machine(cpu, driver=None, pci_gpus=0, kernel_driver=None), TRITON)
-    assert [(one.check, one.state) for one in findings if one.state != "ok"] == [("driver", "skipped")]
+    condition = machine(cpu, driver=None, pci_gpus=0, kernel_driver=None, runtime=Runtime())
+    assert bad(condition) == []
+    skipped = {one.check: one.what for one in examine(condition, TRITON) if one.state == "skipped"}
+    assert skipped["driver"] == "no NVIDIA driver: the CPU serves"
+    assert skipped["PCIe width"] == skipped["nvidia runtime"] == "no NVIDIA card here"
+
+
+def test_without_kubernetes_nothing_is_asked_of_it() -> None:
+    condition = machine(CARD, system=changed(KERNEL, kubernetes=False), drive=Drive(path="/mnt/models"))
+    reasons = {one.check: one.what for one in examine(condition, TRITON) if one.state == "skipped"}
+    assert reasons["model drive"] == "no Kubernetes on this machine and no /mnt/models"
+    mine = {check.name for check in (*RUNTIME_CHECKS, *DRIVE_CHECKS)}
+    assert mine | {"forwarding", "bridge filter", "limits of containers", "peer to peer"} == set(reasons)
+
+
+def test_what_nobody_could_read() -> None:
+    """Every check has something to say of a machine that tells nothing, and calls none of it a fault."""
+    nothing = Condition(inventory=machine().inventory)
+    assert {one.state for one in examine_for(nothing, TRITON)} <= {"ok", "skipped"}
+    there = machine(
+        CARD, system=System(kubernetes=True), runtime=Runtime(), drive=changed(DRIVE, mounts=None)
+    )
+    assert {one.check for one in bad(there)} == {"bridge filter", "container toolkit", "CDI specification"}
 
 
 @pytest.mark.parametrize(
     ("condition", "state", "what", "fix"),
     [
-        (machine(CARD, driver="535.1"), "fault", "needs driver 560", "newer driver branch"),
+        (machine(CARD, driver="535.1", runtime=OLD_CDI), "fault", "needs driver 560", "newer driver branch"),
         (machine(CARD, kernel_driver="560.28.03"), "fault", "the driver was updated under it", "reboot"),
         (machine(CARD, nouveau=True), "fault", "nouveau", "blacklist"),
         (machine(CARD, pci_gpus=2), "fault", "2 NVIDIA cards on the bus, the driver shows 1", "dmesg"),
@@ -120,9 +121,18 @@ def test_a_card_at_rest_is_in_health() -> None:
 def test_what_cannot_be_read_is_skipped_and_said_so() -> None:
     nothing = machine(CARD, kernel_driver=None, pci_gpus=None, xids=None, shm_bytes=None, open_files=None)
     skipped = [one.check for one in examine(nothing, TRITON) if one.state == "skipped"]
-    assert skipped == ["driver in the kernel", "cards on the bus", "kernel's log", "shared memory"]
+    assert skipped == [
+        "driver in the kernel",
+        "cards on the bus",
+        "Secure Boot",
+        "kernel's log",
+        "peer to peer",
+        "shared memory",
+    ]
 
 
 def test_swap_is_a_remark() -> None:
-    (finding,) = [one for one in examine(machine(CARD, swap_bytes=GIB), TRITON) if one.check == "swap"]
+    """Where no kubelet minds."""
+    alone = machine(CARD, swap_bytes=GIB, runtime=changed(RUNTIME, kubelet=None))
+    (finding,) = [one for one in examine(alone, TRITON) if one.check == "swap"]
     assert (finding.state, "failSwapOn" in finding.fix) == ("ok", True)

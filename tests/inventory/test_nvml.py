@@ -210,11 +210,27 @@ def test_the_state_of_cards_is_what_they_tell() -> None:
     nvml = FakeNvml(
         NAMES,
         faults={("uuid", 1): 15},
-        answers={"persistence": 1, "compute mode": 0, "clock reasons": 4, "temperature": 61, "replays": 2},
+        answers={
+            "persistence": 1,
+            "compute mode": 0,
+            "clock reasons": 4,
+            "temperature": 61,
+            "replays": 2,
+            "ecc mode": [1, 0],
+            "power default": 320_000,
+        },
     )
     assert read_states(nvml) == (
         CardState(
-            id="GPU-00000000", persistence=True, compute_mode=0, clock_reasons=4, temperature_c=61, replays=2
+            id="GPU-00000000",
+            persistence=True,
+            compute_mode=0,
+            clock_reasons=4,
+            temperature_c=61,
+            replays=2,
+            ecc=True,
+            ecc_pending=False,
+            power_default_w=320.0,
         ),
     )
     assert read_states(FakeNvml(NAMES[:1])) == (CardState(id="GPU-00000000"),)

@@ -112,15 +112,28 @@ def inventory(
 
 
 @app.command
-def doctor(*, factory: FactoryFile = None, json: AsJson = False) -> None:
+def doctor(
+    *,
+    factory: FactoryFile = None,
+    plan: Path | None = None,
+    cluster: Annotated[bool, Parameter(negative="")] = False,
+    json: AsJson = False,
+) -> None:
     """Look for what stands in the way of serving on this machine: driver, cards, links, disks, limits.
 
     Nothing is changed. Exits with 1 where something is at fault.
+
+    Parameters
+    ----------
+    plan
+        A saved plan.json: also whether the memory of machine and nodes holds its pods.
+    cluster
+        Also ask the cluster that KUBECONFIG (else ~/.kube/config) leads to.
     """
     from sovereign_ai.cli import doctoring
 
     settings = load_factory(factory) if factory else Factory()
-    if not doctoring.doctor(Console(json=json), settings, _paths(settings)):
+    if not doctoring.doctor(Console(json=json), settings, _paths(settings), plan, cluster=cluster):
         sys.exit(1)
 
 

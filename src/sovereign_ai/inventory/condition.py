@@ -13,7 +13,10 @@ import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from sovereign_ai.inventory.drive import Drive, read_drive
 from sovereign_ai.inventory.nvml import CardState
+from sovereign_ai.inventory.runtime import Runtime, read_runtime
+from sovereign_ai.inventory.system import System, read_system
 from sovereign_ai.spec import Inventory, Noun
 
 NVIDIA_VENDOR, DISPLAY_CLASSES = "0x10de", ("0x0300", "0x0302")
@@ -43,6 +46,9 @@ class Condition(Noun, frozen=True, kw_only=True):
     open_files: int | None = None
     cgroup_v2: bool | None = None
     free_bytes: Mapping[str, int] = {}
+    system: System = System()
+    runtime: Runtime = Runtime()
+    drive: Drive = Drive()
 
 
 def read_condition(
@@ -50,10 +56,11 @@ def read_condition(
     states: tuple[CardState, ...],
     folders: Mapping[str, Path],
     *,
+    drive: Path = Path("/mnt/sovereign-storage"),
     root: Path = Path("/"),
     log: Callable[[], str | None] = lambda: kernel_log(),
 ) -> Condition:
-    """`folders`: what they are for → where they are or will be."""
+    """`folders`: what they are for → where they are or will be. `drive`: where a cluster's models lie."""
     return Condition(
         inventory=inventory,
         states=states,
@@ -67,6 +74,9 @@ def read_condition(
         open_files=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         cgroup_v2=(root / "sys/fs/cgroup/cgroup.controllers").exists() if (root / "sys").exists() else None,
         free_bytes={what: _free(folder) for what, folder in folders.items()},
+        system=read_system(root, inventory.nodes[0].name),
+        runtime=read_runtime(root),
+        drive=read_drive(root, drive),
     )
 
 

@@ -90,6 +90,8 @@ class Nvml(Protocol):
     def nvmlDeviceGetPcieReplayCounter(self, card: Any, /) -> int: ...  # noqa: N802
     def nvmlDeviceGetPowerUsage(self, card: Any, /) -> int: ...  # noqa: N802
     def nvmlDeviceGetUtilizationRates(self, card: Any, /) -> Any: ...  # noqa: N802
+    def nvmlDeviceGetEccMode(self, card: Any, /) -> Any: ...  # noqa: N802
+    def nvmlDeviceGetPowerManagementDefaultLimit(self, card: Any, /) -> int: ...  # noqa: N802
     def nvmlDeviceGetP2PStatus(self, a: Any, b: Any, what: int, /) -> int: ...  # noqa: N802
 
 
@@ -97,7 +99,8 @@ class CardState(Noun, frozen=True, kw_only=True):
     """How a card is now: nothing that plans depend on, and all of it may be None where the driver does not
     tell. `clock_reasons` are nvmlClocksEventReason bits, `replays` packets sent again over PCIe since the
     driver loaded; `compute_mode` 0 is the default; `busy` is the part of the last sample period (up to 1 s)
-    in which a kernel ran, 0 to 1."""
+    in which a kernel ran, 0 to 1. `ecc` is the mode now and `ecc_pending` that of the next start: no GeForce
+    card has any."""
 
     id: str
     persistence: bool | None = None
@@ -107,6 +110,9 @@ class CardState(Noun, frozen=True, kw_only=True):
     replays: int | None = None
     power_w: float | None = None
     busy: float | None = None
+    ecc: bool | None = None
+    ecc_pending: bool | None = None
+    power_default_w: float | None = None
 
 
 class Gpus(NamedTuple):
@@ -159,6 +165,13 @@ def _state(nvml: Nvml, index: int) -> CardState | None:
         except nvml.NVMLError:
             return None
 
+    def ecc() -> tuple[bool | None, bool | None]:
+        try:
+            now, pending = nvml.nvmlDeviceGetEccMode(handle)
+        except nvml.NVMLError:
+            return None, None
+        return now == ENABLED, pending == ENABLED
+
     try:
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
         uuid = str(nvml.nvmlDeviceGetUUID(handle))
@@ -166,6 +179,8 @@ def _state(nvml: Nvml, index: int) -> CardState | None:
         return None
     persistence = ask(nvml.nvmlDeviceGetPersistenceMode)
     milliwatts, rates = ask(nvml.nvmlDeviceGetPowerUsage), ask(nvml.nvmlDeviceGetUtilizationRates)
+    default = ask(nvml.nvmlDeviceGetPowerManagementDefaultLimit)
+    ecc_now, ecc_pending = ecc()
     return CardState(
         id=uuid,
         persistence=None if persistence is None else persistence == ENABLED,
@@ -175,6 +190,9 @@ def _state(nvml: Nvml, index: int) -> CardState | None:
         replays=ask(nvml.nvmlDeviceGetPcieReplayCounter),
         power_w=None if milliwatts is None else milliwatts / 1000,
         busy=None if rates is None else rates.gpu / 100,
+        ecc=ecc_now,
+        ecc_pending=ecc_pending,
+        power_default_w=None if default is None else default / 1000,
     )
 
 

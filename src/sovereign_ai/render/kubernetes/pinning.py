@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from sovereign_ai.config import CLUSTER_VERSIONS, DRA_FROM, ClusterSettings
+from sovereign_ai.config import CLUSTER_VERSIONS, DRA_FROM, ClusterSettings, Pinning
 from sovereign_ai.errors import ConfigError
 from sovereign_ai.render.kubernetes.labels import Object, described, digest, token
 
@@ -38,7 +38,7 @@ class Pin(msgspec.Struct, frozen=True, kw_only=True):
     objects: tuple[Object, ...] = ()
 
 
-def mode_of(settings: ClusterSettings) -> str:
+def mode_of(settings: ClusterSettings) -> Pinning:
     """The mode itself, where `auto` is asked for."""
     if settings.pinning != "auto":
         return settings.pinning
