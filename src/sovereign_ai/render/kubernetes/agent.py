@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from sovereign_ai.config import ClusterSettings
 from sovereign_ai.render.kubernetes import labels as names
+from sovereign_ai.render.kubernetes.cluster import AGENT_PORT as PORT
 from sovereign_ai.render.kubernetes.cluster import RBAC
 from sovereign_ai.render.kubernetes.containers import CONTAINER_SECURITY, GIB, image, pod, writable
 from sovereign_ai.render.kubernetes.labels import Object, described
 from sovereign_ai.render.kubernetes.pinning import VISIBLE, mode_of, runtime_class
 
 NAME, COMPONENT = "sovereign-agent", "agent"
-PORT = 9400
 
 RULES = [
     # of its own node alone cannot be said in RBAC; the agent asks for no other

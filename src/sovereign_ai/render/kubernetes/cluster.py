@@ -19,6 +19,8 @@ NETWORK, RBAC = "networking.k8s.io/v1", "rbac.authorization.k8s.io/v1"
 NAMESPACE_NAME = "kubernetes.io/metadata.name"
 """A label that every namespace has, and nobody can change."""
 
+AGENT_PORT = 9400
+
 HIGHEST_PRIORITY, PRIORITY_STEP = 100_000, 10_000
 
 
@@ -84,8 +86,13 @@ def accounts(settings: ClusterSettings) -> list[Object]:
 def policies(settings: ClusterSettings, *, upstreams: bool) -> list[Object]:
     """Nobody comes in but through the gateway, and engines go nowhere. `upstreams`: whether the gateway asks
     servers outside of the stack."""
+    scraped = {
+        "policyTypes": ["Ingress"],
+        "ingress": [{"from": [{"namespaceSelector": {}}], "ports": [_port(AGENT_PORT)]}],
+    }
     return [
         _policy(settings, "default-deny", {}, {"policyTypes": ["Ingress"]}),
+        *([_policy(settings, "agent", {names.COMPONENT: "agent"}, scraped)] if settings.monitoring else []),
         _policy(settings, "engines", {names.COMPONENT: COMPONENT}, _engines(settings)),
         _policy(settings, "gateway", {names.COMPONENT: GATEWAY}, _gateway(settings, upstreams)),
     ]
