@@ -55,9 +55,10 @@ def test_a_streamed_chat_with_usage(run: Run) -> None:
 
 @pytest.mark.parametrize("case", ["abort", "stream_abort", "leaving_the_loop"])
 def test_a_stream_that_is_left_frees_the_engine(run: Run, stack: Stack, case: str) -> None:
-    # would go on for minutes
+    before = stack.engine_metric("vllm:generation_tokens_total")
     run(case, fields={"max_tokens": 4000, "ignore_eos": True})
-    wait_for(lambda: stack.engine_metric("vllm:num_requests_running") == 0, 30, "the engine to be free")
+    wait_for(lambda: stack.engine_metric("vllm:num_requests_running") == 0, 60, "the engine to be free")
+    assert stack.engine_metric("vllm:generation_tokens_total") - before < 4000
 
 
 def test_completions(run: Run) -> None:

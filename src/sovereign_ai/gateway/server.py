@@ -19,6 +19,7 @@ from sovereign_ai.config import GatewaySettings
 from sovereign_ai.errors import NoPermission, PortTaken, SovereignError, UsageError, disk_errors
 from sovereign_ai.gateway.app import Gateway, create_app
 from sovereign_ai.gateway.ledger import Ledger
+from sovereign_ai.gateway.open_files import raise_limit, warn_if_few
 from sovereign_ai.gateway.protocol import Protocol
 from sovereign_ai.gateway.tls import Certificate
 from sovereign_ai.gateway.usage import UsageWriter, spent_this_month
@@ -157,8 +158,11 @@ def serve(*, routes_file: Path, ledger_file: Path, settings: GatewaySettings) ->
         )
         certificate = Certificate(settings.tls, gateway.journal.event) if settings.tls else None
         usage.start()
+        files = raise_limit()
         address, bound = listener.getsockname()[:2]
-        gateway.journal.event("listening", host=address, port=bound, models=[r.model for r in routes.routes])
+        models = [route.model for route in routes.routes]
+        gateway.journal.event("listening", host=address, port=bound, models=models, open_files=files)
+        warn_if_few(files, gateway.journal)
         try:
             Server(gateway, routes_file, certificate).run(sockets=[listener])
         finally:
