@@ -42,4 +42,4 @@ $(VENV)/.installed-dev: pyproject.toml $(VENV)/pyvenv.cfg
 	@touch $(VENV)/.installed $@
 
 clean:
-	rm -rf $(VENV) .test-home build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .test-home tests/javascript/node_modules build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

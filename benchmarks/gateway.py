@@ -210,12 +210,15 @@ PATHS: dict[Literal["triton", "openai"], str] = {
 }
 
 
-async def ours(started: Started, base: Path, upstream: str, engine: Literal["triton", "openai"]) -> Target:
-    """This gateway, keys, metrics and ledger as they are."""
+async def ours(
+    started: Started, base: Path, upstream: str, engine: Literal["triton", "openai"], places: int = 0
+) -> Target:
+    """This gateway, keys, metrics and ledger as they are. `places`: requests that the endpoint takes at once,
+    0: what the gateway takes for usual."""
     folder = base / engine
     folder.mkdir()
     tokenizer(folder)
-    endpoint = Endpoint(name="mock", url=upstream, engine=engine, model="m")
+    endpoint = Endpoint(name="mock", url=upstream, engine=engine, model="m", max_num_seqs=places)
     route = Route(model="m", task="chat", context=8192, folder=str(folder), endpoints=(endpoint,))
     routes = folder / "routes.json"
     routes.write_bytes(msgspec.json.encode(Routes(routes=(route,))))

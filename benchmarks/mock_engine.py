@@ -1,6 +1,6 @@
 """An upstream that costs little: canned answers in the shapes of Triton's generate_stream and OpenAI's chat.
 
-    python benchmarks/mock_engine.py PORT
+    python benchmarks/mock_engine.py PORT [PACE_S]
 
 `max_tokens` of a request is the number of its pieces; streams are paced at PACE_S a piece, whole answers
 come at once. One process, uvloop, no parser but a search for the few bytes that matter.
@@ -76,6 +76,8 @@ MODELS = answer(json.dumps({"object": "list", "data": [{"id": "m", "object": "mo
 
 
 class Engine(asyncio.Protocol):
+    pace_s = PACE_S
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport, self.buffer = cast(asyncio.Transport, transport), b""
 
@@ -118,13 +120,14 @@ class Engine(asyncio.Protocol):
             self.transport.write(last + END)
             return
         self.transport.write(piece)
-        asyncio.get_running_loop().call_later(PACE_S, self.later, piece, last, left - 1)
+        asyncio.get_running_loop().call_later(self.pace_s, self.later, piece, last, left - 1)
 
 
-async def main(port: int) -> None:
+async def main(port: int, pace_s: float = PACE_S) -> None:
+    Engine.pace_s = pace_s
     server = await asyncio.get_running_loop().create_server(Engine, "127.0.0.1", port, backlog=2048)
     await server.serve_forever()
 
 
 if __name__ == "__main__":
-    uvloop.run(main(int(sys.argv[1])))
+    uvloop.run(main(int(sys.argv[1]), *map(float, sys.argv[2:])))

@@ -31,10 +31,7 @@ async def given_up(gateway: Running, reader: asyncio.StreamReader) -> bytes:
     reading = asyncio.create_task(answer(reader))
     while not reading.done():
         await asyncio.sleep(0.01)
-        gateway.gateway.tick()
-        for connection in tuple(gateway.server.server_state.connections):
-            assert isinstance(connection, protocol.Protocol)
-            connection.tick()
+        ticked(gateway)
     return reading.result()
 
 
@@ -58,6 +55,134 @@ async def test_nor_is_that_of_a_second_request() -> None:
         writer.write(b"GET /healthz HTT")
         assert b"HTTP/1.1" not in await given_up(gateway, reader)
         writer.close()
+
+
+HEALTH = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+async def dripped(
+    gateway: Running, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, text: bytes
+) -> int:
+    """How many bytes of `text`, over and over, were taken at one for each of the gateway's seconds."""
+    reading, count = asyncio.create_task(answer(reader)), 0
+    while not reading.done():
+        writer.write(text[count % len(text) :][:1])
+        await asyncio.sleep(0.005)
+        ticked(gateway)
+        count += 1
+        assert count < 1000, "would go on for ever"
+    return count
+
+
+def ticked(gateway: Running) -> None:
+    gateway.gateway.tick()
+    for connection in tuple(gateway.server.server_state.connections):
+        assert isinstance(connection, protocol.Protocol)
+        connection.tick()
+
+
+@pytest.mark.parametrize("first", [b"", HEALTH])
+@pytest.mark.parametrize("text", [HEAD.encode(), b"\r\n", b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 99])
+@in_loop
+async def test_a_byte_a_second_does_not_hold_a_connection(first: bytes, text: bytes) -> None:
+    """Also where it has been served before, and where the bytes are empty lines."""
+    async with running(FakeTriton()) as gateway:
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        writer.write(first)
+        if first:
+            await reader.readuntil(b'"ok"}')
+        count = await dripped(gateway, reader, writer, text)
+        assert protocol.HEAD_TICKS <= count < 2 * protocol.HEAD_TICKS
+        writer.close()
+
+
+@in_loop
+async def test_many_slow_heads_take_nothing_from_others() -> None:
+    async with running(FakeTriton()) as gateway:
+        opened = [await asyncio.open_connection("127.0.0.1", gateway.port) for _ in range(50)]
+        dripping = [
+            asyncio.create_task(dripped(gateway, *each, text))
+            for each, text in zip(opened, [HEAD.encode(), b"\r\n", b"GET"] * 17, strict=False)
+        ]
+        assert (await gateway.chat())[0] == 200
+        await asyncio.gather(*dripping)
+        await until(lambda: len(gateway.server.server_state.connections) <= 1)
+        assert (await gateway.chat())[0] == 200
+        for _, writer in opened:
+            writer.close()
+
+
+@in_loop
+async def test_a_slow_second_request_is_answered_after_the_first() -> None:
+    async with running(FakeTriton()) as gateway:
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        for _ in range(3):
+            for byte in HEALTH:
+                writer.write(bytes([byte]))
+                await asyncio.sleep(0)
+            assert b" 200 " in await reader.readuntil(b'"ok"}')
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"\x00\x16\x03\x01" * 99, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"}{" * 9999]
+)
+@in_loop
+async def test_garbage_behind_a_request(garbage: bytes) -> None:
+    async with running(FakeTriton()) as gateway:
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        writer.write(HEALTH + garbage)
+        assert (await answer(reader)).count(b"HTTP/1.1 400 ") == 1
+        writer.close()
+        assert (await gateway.chat())[0] == 200
+
+
+@in_loop
+async def test_many_requests_at_once_are_answered_in_turn() -> None:
+    async with running(FakeTriton()) as gateway:
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        writer.write(HEALTH * 200)
+        for _ in range(200):
+            assert b" 200 " in await reader.readuntil(b'"ok"}')
+        writer.close()
+
+
+@in_loop
+async def test_garbage_in_the_middle_of_a_stream_ends_it() -> None:
+    """The engine is free again, and the client finds nothing in its stream that is no part of it."""
+    fake = FakeTriton()
+    fake.gate = asyncio.Event()
+    async with running(fake) as gateway:
+        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
+        body = json.dumps(chat_body(stream=True)).encode()
+        writer.write(f"{HEAD}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        await reader.readuntil(b"data: ")
+        writer.write(b"\x00garbage\r\n\r\n")
+        assert b"HTTP/1.1" not in await answer(reader)
+        await until(lambda: fake.left == 1)
+        writer.close()
+
+
+@in_loop
+async def test_whole_answers_that_nobody_reads_are_given_up() -> None:
+    """They are written in full before anybody waits: what remains is bytes, and a connection to keep them."""
+    async with running(FakeTriton()) as gateway:
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(client, ("127.0.0.1", gateway.port))
+        sending = asyncio.create_task(
+            loop.sock_sendall(client, b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n" * 9999)
+        )
+        connections = gateway.server.server_state.connections
+        await until(lambda: any(one.transport.get_write_buffer_size() for one in connections))
+        for _ in range(3 * protocol.UNREAD_TICKS):
+            ticked(gateway)
+            await asyncio.sleep(0.005)
+        assert not connections
+        sending.cancel()
+        client.close()
 
 
 @in_loop

@@ -49,7 +49,7 @@ def write_routes(folder: Path, *fakes: FakeTriton) -> Path:
 
 @asynccontextmanager
 async def process(
-    folder: Path, fake: FakeTriton, *, make_key: bool = True, **settings: Any
+    folder: Path, fake: FakeTriton, *, make_key: bool = True, script: str = SCRIPT, **settings: Any
 ) -> AsyncIterator[tuple[Process, str, str]]:
     """The gateway as a process of its own, its address, and a key."""
     secret = ""
@@ -57,7 +57,7 @@ async def process(
         with Ledger(folder / "ledger.sqlite") as keys:
             _, secret = keys.create_key("test")
     chosen = encode_gateway(GatewaySettings(**{"port": 0, "max_body_bytes": 65536, **settings}))
-    command = [sys.executable, "-c", SCRIPT, str(write_routes(folder, fake))]
+    command = [sys.executable, "-c", script, str(write_routes(folder, fake))]
     command += [str(folder / "ledger.sqlite"), chosen]
     running = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.PIPE)
     try:

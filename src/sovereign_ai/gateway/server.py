@@ -21,6 +21,7 @@ from sovereign_ai.gateway.extras import open_tracing
 from sovereign_ai.gateway.keyfile import KeyFile
 from sovereign_ai.gateway.ledger import Ledger
 from sovereign_ai.gateway.listening import BACKLOG, listen
+from sovereign_ai.gateway.open_files import raise_limit, warn_if_few
 from sovereign_ai.gateway.protocol import Protocol
 from sovereign_ai.gateway.reloading import Reloader, read_routes
 from sovereign_ai.gateway.tls import Certificate
@@ -110,6 +111,7 @@ def serve(
     if settings.workers > 1 and keys_file is not None:
         raise UsageError("several workers read keys from the ledger only", "run more replicas instead")
     if settings.workers > 1:
+        raise_limit()  # workers inherit it
         coordinate(routes_file=routes_file, ledger_file=ledger_file, settings=settings)
     else:
         _serve_alone(routes_file, ledger_file, settings, keys_file)
@@ -144,8 +146,11 @@ def _serve_alone(
         )
         certificate = Certificate(settings.tls, gateway.journal.event) if settings.tls else None
         usage.start()
+        files = raise_limit()
         address, bound = listener.getsockname()[:2]
-        gateway.journal.event("listening", host=address, port=bound, models=[r.model for r in routes.routes])
+        models = [route.model for route in routes.routes]
+        gateway.journal.event("listening", host=address, port=bound, models=models, open_files=files)
+        warn_if_few(files, gateway.journal)
         try:
             Server(gateway, routes_file, certificate).run(sockets=[listener])
         finally:
