@@ -154,38 +154,36 @@ def read_states(nvml: Nvml | None = None) -> tuple[CardState, ...]:
 
 
 def _state(nvml: Nvml, index: int) -> CardState | None:
-    def ask(call: Callable[..., int], *arguments: int) -> int | None:
-        try:
-            return int(call(handle, *arguments))
-        except nvml.NVMLError:
-            return None
-
-    def ecc() -> tuple[bool | None, bool | None]:
-        try:
-            now, pending = nvml.nvmlDeviceGetEccMode(handle)
-        except nvml.NVMLError:
-            return None, None
-        return now == ENABLED, pending == ENABLED
-
     try:
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
         uuid = str(nvml.nvmlDeviceGetUUID(handle))
     except nvml.NVMLError:
         return None
+
+    def ask(call: Callable[..., Any], *arguments: int) -> Any:
+        try:
+            return call(handle, *arguments)
+        except nvml.NVMLError:
+            return None
+
     persistence = ask(nvml.nvmlDeviceGetPersistenceMode)
     milliwatts = ask(nvml.nvmlDeviceGetPowerManagementDefaultLimit)
-    ecc_now, ecc_pending = ecc()
+    ecc_now, ecc_pending = ask(nvml.nvmlDeviceGetEccMode) or (None, None)
     return CardState(
         id=uuid,
-        persistence=None if persistence is None else persistence == ENABLED,
+        persistence=_enabled(persistence),
         compute_mode=ask(nvml.nvmlDeviceGetComputeMode),
         clock_reasons=ask(nvml.nvmlDeviceGetCurrentClocksThrottleReasons),
         temperature_c=ask(nvml.nvmlDeviceGetTemperature, TEMPERATURE_GPU),
         replays=ask(nvml.nvmlDeviceGetPcieReplayCounter),
-        ecc=ecc_now,
-        ecc_pending=ecc_pending,
+        ecc=_enabled(ecc_now),
+        ecc_pending=_enabled(ecc_pending),
         power_default_w=None if milliwatts is None else milliwatts / 1000,
     )
+
+
+def _enabled(state: int | None) -> bool | None:
+    return None if state is None else state == ENABLED
 
 
 def _count(nvml: Nvml) -> int:
