@@ -58,7 +58,7 @@ def read_cluster(
         config = _config(kubeconfig)
         client = Client(config, namespace=namespace)
     except _unusable() as error:
-        return Cluster(problem=f"no way to a cluster: {error or type(error).__name__}")
+        return Cluster(problem=f"no way to a cluster: {_told(error)}")
     try:
         version = _version(config)
     except _refusals() as error:
@@ -82,6 +82,12 @@ def _refusals() -> tuple[type[Exception], ...]:
     import httpx2
 
     return (httpx2.HTTPError, httpx2.InvalidURL, ValueError, OSError)
+
+
+def _told(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__
 
 
 def _config(path: Path | None) -> SingleConfig:
@@ -116,7 +122,7 @@ def _reason(error: Exception) -> str:
     code = getattr(response, "status_code", None)
     if code == FORBIDDEN:
         return "this user may not read them"
-    return f"{code} {error}" if code else str(error) or type(error).__name__
+    return f"{code} {error}" if code else _told(error)
 
 
 class _Reader:
