@@ -138,7 +138,7 @@ def test_a_command_in_a_text_exists(here: Here, file: Path) -> None:
                 assert re.search(rf"{option}\b", helped.out), line
 
 
-VERBS = ("up", "inventory", "doctor", "tiers", "plan", "plan diff", "calibrate", "chat", "logs")
+VERBS = ("up", "inventory", "doctor", "tiers", "plan", "plan diff", "calibrate", "chat", "logs", "agent")
 KEY_VERBS = ("keys create", "keys list", "keys set", "keys rotate", "usage")
 STORE_VERBS = ("models pull", "models convert", "models quantize", "models use", "migrate compose")
 SHORT = {"--factory": "`-f`", "--inventory": "`-i`", "--lines": "-n N", "--follow": "-f"}

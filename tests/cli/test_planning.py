@@ -501,7 +501,7 @@ def test_up_takes_all_of_a_plan_or_none(here: Here) -> None:
 
 
 def test_a_request_asks_for_nothing_by_default() -> None:
-    assert Request() == (None, None, None, None, (), ())
+    assert Request() == ((None, False, None, None), None, None, None, (), ())
 
 
 def test_native_code_prints_nothing(sovereign: Sovereign) -> None:

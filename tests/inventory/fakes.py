@@ -147,6 +147,12 @@ class FakeNvml:
     def nvmlDeviceGetPowerManagementDefaultLimit(self, card: int) -> Any:  # noqa: N802
         return self._answer("power default", card)
 
+    def nvmlDeviceGetPowerUsage(self, card: int) -> Any:  # noqa: N802
+        return self._answer("power", card)
+
+    def nvmlDeviceGetUtilizationRates(self, card: int) -> Any:  # noqa: N802
+        return self._answer("utilization", card)
+
     def nvmlDeviceGetMemoryBusWidth(self, card: int) -> Any:  # noqa: N802
         return self._answer("bus width", card)
 

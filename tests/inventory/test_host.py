@@ -130,6 +130,18 @@ def test_cgroup_v2_and_the_groups_above(tmp_path: Path) -> None:
     assert (found.cores, found.memory_bytes, found.memory_free_bytes) == (3, 4096 * MIB, 3328 * MIB)
 
 
+def test_the_whole_machine_has_no_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent's pod has a fraction of a core and little memory: that says nothing of its node."""
+    monkeypatch.setattr("sovereign_ai.inventory.host.os.cpu_count", lambda: 16)
+    files = {
+        "proc/self/cgroup": "0::/pod\n",
+        "sys/fs/cgroup/pod/cpu.max": "10000 100000\n",
+        "sys/fs/cgroup/pod/memory.max": f"{128 * MIB}\n",
+    }
+    found = read_host(machine(tmp_path, files), whole=True)
+    assert (found.cores, found.memory_bytes) == (16, 16_000_000 * 1024)
+
+
 def test_cgroup_v1(tmp_path: Path) -> None:
     files = {
         "proc/self/cgroup": "4:memory:/box\n3:cpu,cpuacct:/box\n",

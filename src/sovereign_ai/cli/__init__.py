@@ -17,6 +17,8 @@ from cyclopts import App, CycloptsError, Parameter
 
 from sovereign_ai import __version__
 from sovereign_ai.cli import logs as log_files
+from sovereign_ai.cli.attending import attend
+from sovereign_ai.cli.clusters import ContextName, FromCluster, KubeconfigFile
 from sovereign_ai.cli.home import home_paths as _paths
 from sovereign_ai.cli.keys import app as keys
 from sovereign_ai.cli.models import app as models
@@ -43,6 +45,7 @@ app.command(migrate)
 app.command(engine)
 app.command(plan_app)
 app.command(usage)
+app.command(attend, name="agent")
 
 FactoryFile = Annotated[Path | None, Parameter(name=["--factory", "-f"], help="Your factory.yaml.")]
 InventoryFile = Annotated[
@@ -86,7 +89,15 @@ def up(
 
 
 @app.command
-def inventory(*, file: InventoryFile = None, save: Path | None = None, json: AsJson = False) -> None:
+def inventory(
+    *,
+    file: InventoryFile = None,
+    cluster: FromCluster = False,
+    kubeconfig: KubeconfigFile = None,
+    context: ContextName = None,
+    save: Path | None = None,
+    json: AsJson = False,
+) -> None:
     """Show every device, as the driver tells it: memory, speed, slot, health.
 
     Parameters
@@ -96,7 +107,8 @@ def inventory(*, file: InventoryFile = None, save: Path | None = None, json: AsJ
     """
     from sovereign_ai.cli import survey
 
-    survey.show_inventory(Console(json=json), file, save)
+    source = survey.Source(file, cluster, kubeconfig, context)
+    survey.show_inventory(Console(json=json), source, save)
 
 
 @app.command
@@ -126,12 +138,21 @@ def doctor(
 
 
 @app.command
-def tiers(*, factory: FactoryFile = None, file: InventoryFile = None, json: AsJson = False) -> None:
+def tiers(
+    *,
+    factory: FactoryFile = None,
+    file: InventoryFile = None,
+    cluster: FromCluster = False,
+    kubeconfig: KubeconfigFile = None,
+    context: ContextName = None,
+    json: AsJson = False,
+) -> None:
     """Show the tiers that the devices form, and why each device is where it is."""
     from sovereign_ai.cli import survey
 
     settings = load_factory(factory) if factory else Factory()
-    survey.show_tiers(Console(json=json), settings, file)
+    source = survey.Source(file, cluster, kubeconfig, context)
+    survey.show_tiers(Console(json=json), settings, source)
 
 
 @plan_app.default
@@ -139,6 +160,9 @@ def plan(
     *,
     factory: FactoryFile = None,
     file: InventoryFile = None,
+    cluster: FromCluster = False,
+    kubeconfig: KubeconfigFile = None,
+    context: ContextName = None,
     explain: str | None = None,
     what_if: Annotated[tuple[str, ...], Parameter(name="--what-if", negative="", show_default=False)] = (),
     without: Annotated[tuple[str, ...], Parameter(name="--without", negative="", show_default=False)] = (),
@@ -161,10 +185,11 @@ def plan(
     save
         Write the plan to this file.
     """
-    from sovereign_ai.cli import planning
+    from sovereign_ai.cli import planning, survey
 
     settings = load_factory(factory) if factory else Factory()
-    request = planning.Request(file, current, save, explain, what_if, without)
+    source = survey.Source(file, cluster, kubeconfig, context)
+    request = planning.Request(source, current, save, explain, what_if, without)
     planning.plan(Console(json=json), settings, _paths(settings), request)
 
 

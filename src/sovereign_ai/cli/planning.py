@@ -16,7 +16,7 @@ from sovereign_ai.catalog.releases import DEFAULT_RELEASE, Release, release
 from sovereign_ai.catalog.speed import Constants
 from sovereign_ai.cli import plan_tables, tables
 from sovereign_ai.cli.measured import measured
-from sovereign_ai.cli.survey import look
+from sovereign_ai.cli.survey import Source, survey
 from sovereign_ai.cli.wanted import wishes_for
 from sovereign_ai.config import Factory, Paths
 from sovereign_ai.console import Console, as_json
@@ -33,7 +33,7 @@ from sovereign_ai.store import Store
 class Request(NamedTuple):
     """What the command line asks of a plan."""
 
-    inventory: Path | None = None
+    inventory: Source = Source()
     current: Path | None = None
     save: Path | None = None
     explain: str | None = None
@@ -54,7 +54,7 @@ class Question(NamedTuple):
 def plan(console: Console, factory: Factory, paths: Paths, request: Request) -> None:
     """Make and show a plan. Raises PlanError where none exists; and, after showing it, where a model found no
     place."""
-    before = look(request.inventory)
+    before = survey(console, request.inventory)
     current = read_plan(request.current) if request.current else None
     question = _question(factory, paths, changed(before, request.what_if, request.without))
     asked = _asked_about(question, request.explain)

@@ -12,13 +12,14 @@ from sovereign_ai.spec import Device, Inventory, Node
 __all__ = ["catalog_bandwidths", "form_tiers", "load_inventory", "save_inventory", "take_inventory"]
 
 
-def take_inventory(*, cpu_only: bool = False) -> Inventory:
+def take_inventory(*, cpu_only: bool = False, whole: bool = False) -> Inventory:
     """Measure this machine: one node with its GPUs, or with the device `cpu` where there is none.
 
-    `cpu_only` does not ask the driver at all. Cards at fault are there, with their `fault`. Raises
+    `cpu_only` does not ask the driver at all; `whole` leaves out the limits of this process's own container,
+    which are not those of who will run here. Cards at fault are there, with their `fault`. Raises
     InventoryError where a driver is there but broken.
     """
-    return Inventory(nodes=(_node(read_host(), Gpus((), None) if cpu_only else read_gpus()),))
+    return Inventory(nodes=(_node(read_host(whole=whole), Gpus((), None) if cpu_only else read_gpus()),))
 
 
 def _node(host: Host, gpus: Gpus) -> Node:

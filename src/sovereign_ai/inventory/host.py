@@ -130,16 +130,20 @@ def capped_memory(total: int, available: int, limits: Iterable[tuple[int, int]])
     return total, available
 
 
-def read_host(root: Path = Path("/")) -> Host:
-    """Measure this machine. Raises InventoryError where /proc cannot be read (Linux only)."""
+def read_host(root: Path = Path("/"), *, whole: bool = False) -> Host:
+    """Measure this machine. Raises InventoryError where /proc cannot be read (Linux only).
+
+    `whole`: without the limits of this process's own container, for a report on the machine for others.
+    """
     cpu_name, instruction_sets = parse_cpuinfo(_read(root / "proc/cpuinfo"))
     total, available = parse_meminfo(_read(root / "proc/meminfo"))
     groups = parse_cgroups(_read_if_there(root / "proc/self/cgroup"))
-    total, available = capped_memory(total, available, _memory_limits(root, groups))
+    total, available = capped_memory(total, available, () if whole else _memory_limits(root, groups))
+    cores = (os.cpu_count() or 1) if whole else len(os.sched_getaffinity(0))
     return Host(
         name=platform.node() or "localhost",
         cpu_name=cpu_name or platform.machine(),
-        cores=whole_cores(len(os.sched_getaffinity(0)), _cpu_quotas(root, groups)),
+        cores=whole_cores(cores, () if whole else _cpu_quotas(root, groups)),
         instruction_sets=instruction_sets,
         memory_bytes=total,
         memory_free_bytes=available,

@@ -90,14 +90,17 @@ class Nvml(Protocol):
     def nvmlDeviceGetPcieReplayCounter(self, card: Any, /) -> int: ...  # noqa: N802
     def nvmlDeviceGetEccMode(self, card: Any, /) -> Any: ...  # noqa: N802
     def nvmlDeviceGetPowerManagementDefaultLimit(self, card: Any, /) -> int: ...  # noqa: N802
+    def nvmlDeviceGetPowerUsage(self, card: Any, /) -> int: ...  # noqa: N802
+    def nvmlDeviceGetUtilizationRates(self, card: Any, /) -> Any: ...  # noqa: N802
     def nvmlDeviceGetP2PStatus(self, a: Any, b: Any, what: int, /) -> int: ...  # noqa: N802
 
 
 class CardState(Noun, frozen=True, kw_only=True):
     """How a card is now: nothing that plans depend on, and all of it may be None where the driver does not
     tell. `clock_reasons` are nvmlClocksEventReason bits, `replays` packets sent again over PCIe since the
-    driver loaded; `compute_mode` 0 is the default. `ecc` is the mode now and `ecc_pending` that of the next
-    start: no GeForce card has any."""
+    driver loaded; `compute_mode` 0 is the default; `busy` is the part of the last sample period (up to 1 s)
+    in which a kernel ran, 0 to 1. `ecc` is the mode now and `ecc_pending` that of the next start: no GeForce
+    card has any."""
 
     id: str
     persistence: bool | None = None
@@ -108,6 +111,8 @@ class CardState(Noun, frozen=True, kw_only=True):
     ecc: bool | None = None
     ecc_pending: bool | None = None
     power_default_w: float | None = None
+    power_w: float | None = None
+    busy: float | None = None
 
 
 class Gpus(NamedTuple):
@@ -167,7 +172,10 @@ def _state(nvml: Nvml, index: int) -> CardState | None:
             return None
 
     persistence = ask(nvml.nvmlDeviceGetPersistenceMode)
-    milliwatts = ask(nvml.nvmlDeviceGetPowerManagementDefaultLimit)
+    usual, milliwatts = (
+        ask(call) for call in (nvml.nvmlDeviceGetPowerManagementDefaultLimit, nvml.nvmlDeviceGetPowerUsage)
+    )
+    rates = ask(nvml.nvmlDeviceGetUtilizationRates)
     ecc_now, ecc_pending = ask(nvml.nvmlDeviceGetEccMode) or (None, None)
     return CardState(
         id=uuid,
@@ -178,7 +186,9 @@ def _state(nvml: Nvml, index: int) -> CardState | None:
         replays=ask(nvml.nvmlDeviceGetPcieReplayCounter),
         ecc=_enabled(ecc_now),
         ecc_pending=_enabled(ecc_pending),
-        power_default_w=None if milliwatts is None else milliwatts / 1000,
+        power_default_w=None if usual is None else usual / 1000,
+        power_w=None if milliwatts is None else milliwatts / 1000,
+        busy=None if rates is None else rates.gpu / 100,
     )
 
 

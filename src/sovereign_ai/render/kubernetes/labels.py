@@ -7,10 +7,14 @@ import json
 import re
 from typing import Any
 
+from sovereign_ai.inventory.published import DOMAIN as DOMAIN
+from sovereign_ai.inventory.published import GPU_DOMAIN as GPU_DOMAIN
+from sovereign_ai.inventory.published import INVENTORY as INVENTORY
+from sovereign_ai.inventory.published import token as token
+
 Object = dict[str, Any]
 """One Kubernetes object, as it stands in YAML."""
 
-DOMAIN = "sovereign.ai"
 FIELD_MANAGER = "sovereign"
 """Of server-side apply: the one owner of all fields that we set."""
 
@@ -26,11 +30,6 @@ PLAN_HASH = f"{DOMAIN}/plan-hash"
 PROJECT = "sovereign-ai-factory"
 MANAGER = "sovereign"
 
-INVENTORY = f"{DOMAIN}/inventory"
-"""Annotation of a node: what its agent measured, as inventory.json has a node."""
-
-GPU_DOMAIN = f"gpu.{DOMAIN}"
-
 SENTINEL = ".sovereign-storage"
 """A file at the root of the models' drive: where it is missing, the drive is not mounted."""
 
@@ -38,11 +37,6 @@ HOSTNAME = "kubernetes.io/hostname"
 
 LABEL_LENGTH = 63
 _HASH_LENGTH = 10
-
-
-def token(device: str) -> str:
-    """The extended resource of one card, of which its node has 1, or 0 while it is lost or sick."""
-    return f"{GPU_DOMAIN}/{device}"
 
 
 def owned(namespace: str) -> dict[str, str]:
