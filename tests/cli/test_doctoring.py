@@ -64,6 +64,12 @@ def test_no_cluster(here: Here, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "skipped  nodes: the API server does not answer" in done.out
 
 
+def test_a_cluster_by_name(here: Here, tmp_path: Path) -> None:
+    done = here("doctor", "--cluster", "--kubeconfig", str(tmp_path / "none"), "--context", "x")
+    assert f"fault    API server: no way to a cluster: {tmp_path / 'none'}: No such file" in done.out
+    assert here("doctor", "--context", "x").code == 64
+
+
 def test_a_plan_that_is_none(here: Here, tmp_path: Path) -> None:
     done = here("doctor", "--plan", str(tmp_path / "none.json"))
     assert done.code == 78

@@ -141,17 +141,17 @@ class FakeNvml:
     def nvmlDeviceGetPcieReplayCounter(self, card: int) -> Any:  # noqa: N802
         return self._answer("replays", card)
 
-    def nvmlDeviceGetPowerUsage(self, card: int) -> Any:  # noqa: N802
-        return self._answer("power", card)
-
-    def nvmlDeviceGetUtilizationRates(self, card: int) -> Any:  # noqa: N802
-        return self._answer("utilization", card)
-
     def nvmlDeviceGetEccMode(self, card: int) -> Any:  # noqa: N802
         return self._answer("ecc mode", card)
 
     def nvmlDeviceGetPowerManagementDefaultLimit(self, card: int) -> Any:  # noqa: N802
         return self._answer("power default", card)
+
+    def nvmlDeviceGetPowerUsage(self, card: int) -> Any:  # noqa: N802
+        return self._answer("power", card)
+
+    def nvmlDeviceGetUtilizationRates(self, card: int) -> Any:  # noqa: N802
+        return self._answer("utilization", card)
 
     def nvmlDeviceGetMemoryBusWidth(self, card: int) -> Any:  # noqa: N802
         return self._answer("bus width", card)

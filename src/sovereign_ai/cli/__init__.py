@@ -117,6 +117,8 @@ def doctor(
     factory: FactoryFile = None,
     plan: Path | None = None,
     cluster: Annotated[bool, Parameter(negative="")] = False,
+    kubeconfig: KubeconfigFile = None,
+    context: ContextName = None,
     json: AsJson = False,
 ) -> None:
     """Look for what stands in the way of serving on this machine: driver, cards, links, disks, limits.
@@ -133,7 +135,10 @@ def doctor(
     from sovereign_ai.cli import doctoring
 
     settings = load_factory(factory) if factory else Factory()
-    if not doctoring.doctor(Console(json=json), settings, _paths(settings), plan, cluster=cluster):
+    if (kubeconfig or context) and not cluster:
+        raise UsageError("--kubeconfig and --context choose a cluster", "add --cluster")
+    access = doctoring.Access(kubeconfig, context) if cluster else None
+    if not doctoring.doctor(Console(json=json), settings, _paths(settings), plan, cluster=access):
         sys.exit(1)
 
 

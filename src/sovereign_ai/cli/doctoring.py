@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from sovereign_ai.cli.expected import cluster_demand, host_demand
 from sovereign_ai.cli.planning import engine_release, read_plan
@@ -25,15 +26,27 @@ from sovereign_ai.spec import Plan
 STYLES = {"fault": "bold red", "warning": "yellow", "skipped": "dim", "ok": ""}
 
 
+class Access(NamedTuple):
+    """Which cluster is asked; None as kubectl has it."""
+
+    kubeconfig: Path | None = None
+    context: str | None = None
+
+
 def doctor(
-    console: Console, factory: Factory, paths: Paths, plan: Path | None = None, *, cluster: bool = False
+    console: Console,
+    factory: Factory,
+    paths: Paths,
+    plan: Path | None = None,
+    *,
+    cluster: Access | None = None,
 ) -> bool:
     """Show every finding; whether nothing is at fault. Raises InventoryError for a driver that is broken as a
     whole, and for a cluster without its client; ConfigError for a plan that is none."""
     wanted = read_plan(plan) if plan else None
     findings = _host(factory, paths, wanted)
     if cluster:
-        findings += _cluster(factory, wanted)
+        findings += _cluster(factory, wanted, cluster)
     if console.json:
         console.data(findings)
     for finding in findings:
@@ -50,10 +63,11 @@ def _host(factory: Factory, paths: Paths, plan: Plan | None) -> tuple[Finding, .
     return examine(condition, engine_release(factory), demand)
 
 
-def _cluster(factory: Factory, plan: Plan | None) -> tuple[Finding, ...]:
+def _cluster(factory: Factory, plan: Plan | None, access: Access) -> tuple[Finding, ...]:
     settings = factory.kubernetes
     asked = rights(dra=mode_of(settings) == "dra", monitoring=settings.monitoring)
-    found = read_cluster(_kubeconfig(), settings.namespace, INVENTORY, asked)
+    file = access.kubeconfig or _kubeconfig()
+    found = read_cluster(file, settings.namespace, INVENTORY, asked, access.context)
     today = datetime.now(UTC).date()
     return examine_cluster(found, cluster_demand(factory, plan, engine_release(factory), today))
 

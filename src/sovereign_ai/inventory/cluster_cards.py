@@ -160,7 +160,7 @@ def _memory(case: ClusterCase) -> Iterator[Seen]:
                 what = (
                     f"limits of the plan's pods are {gib(need)} together, {gib(there[name])} are allocatable"
                 )
-                fix = "lower kubernetes.shared_memory_gib, or plan fewer groups: pods are killed otherwise"
+                fix = "lower kubernetes.shared_memory_gib, or plan fewer groups: pods may be killed otherwise"
                 yield fault(what, fix, name)
             else:
                 yield ok(f"{gib(need)} for the plan's pods", name)

@@ -45,20 +45,25 @@ and cards."""
 
 
 def read_cluster(
-    kubeconfig: Path | None, namespace: str, annotation: str, rights: Sequence[Right]
+    kubeconfig: Path | None,
+    namespace: str,
+    annotation: str,
+    rights: Sequence[Right],
+    context: str | None = None,
 ) -> Cluster:
-    """`kubeconfig`: a file; None takes the pod's own account, else ~/.kube/config. `annotation`: where the
-    agent writes its node's inventory. Raises InventoryError where the client is not installed."""
+    """`kubeconfig`: a file; None takes the pod's own account, else ~/.kube/config. `context`: of that file,
+    default its current one. `annotation`: where the agent writes its node's inventory. Raises InventoryError
+    where the client is not installed."""
     try:
         from lightkube import Client
     except ImportError as error:
         hint = "install it: pip install 'sovereign-ai[kubernetes]'"
         raise InventoryError("asking a cluster needs the client of Kubernetes", hint) from error
     try:
-        config = _config(kubeconfig)
+        config = _config(kubeconfig, context)
         client = Client(config, namespace=namespace)
     except _unusable() as error:
-        return Cluster(problem=f"no way to a cluster: {error or type(error).__name__}")
+        return Cluster(problem=f"no way to a cluster: {_told(error)}")
     try:
         version = _version(config)
     except _refusals() as error:
@@ -84,16 +89,22 @@ def _refusals() -> tuple[type[Exception], ...]:
     return (httpx2.HTTPError, httpx2.InvalidURL, ValueError, OSError)
 
 
-def _config(path: Path | None) -> SingleConfig:
+def _told(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return str(error) or type(error).__name__
+
+
+def _config(path: Path | None, context: str | None) -> SingleConfig:
     from lightkube.config.kubeconfig import KubeConfig
     from lightkube.core.exceptions import ConfigError
 
     if path is None and SERVICE_ACCOUNT.is_dir():
-        found = KubeConfig.from_service_account().get()
+        found = KubeConfig.from_service_account().get(context)
     else:
         path = (path or Path("~/.kube/config")).expanduser()
         settings = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
-        found = KubeConfig.from_dict(settings, fname=path).get()
+        found = KubeConfig.from_dict(settings, fname=path).get(context)
     if found is None:
         raise ConfigError("it has no current context")
     return found
@@ -116,7 +127,7 @@ def _reason(error: Exception) -> str:
     code = getattr(response, "status_code", None)
     if code == FORBIDDEN:
         return "this user may not read them"
-    return f"{code} {error}" if code else str(error) or type(error).__name__
+    return f"{code} {error}" if code else _told(error)
 
 
 class _Reader:

@@ -224,9 +224,7 @@ def _plan_memory(case: Case) -> Iterator[Seen]:
         yield skipped("no plan is given: --plan FILE")
     elif need + SYSTEM_BYTES > there:
         what = f"the limits of the plan's pods are {gib(need)} together, the machine has {gib(there)}"
-        fix = (
-            "lower kubernetes.shared_memory_gib, plan fewer groups, or add memory: pods are killed otherwise"
-        )
+        fix = "lower kubernetes.shared_memory_gib, plan fewer groups, or add memory: pods may be killed"
         yield fault(what, fix)
     else:
         yield ok(f"{gib(need)} for the plan's pods, of {gib(there)}")

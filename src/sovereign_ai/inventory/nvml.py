@@ -88,10 +88,10 @@ class Nvml(Protocol):
     def nvmlDeviceGetCurrentClocksThrottleReasons(self, card: Any, /) -> int: ...  # noqa: N802
     def nvmlDeviceGetTemperature(self, card: Any, sensor: int, /) -> int: ...  # noqa: N802
     def nvmlDeviceGetPcieReplayCounter(self, card: Any, /) -> int: ...  # noqa: N802
-    def nvmlDeviceGetPowerUsage(self, card: Any, /) -> int: ...  # noqa: N802
-    def nvmlDeviceGetUtilizationRates(self, card: Any, /) -> Any: ...  # noqa: N802
     def nvmlDeviceGetEccMode(self, card: Any, /) -> Any: ...  # noqa: N802
     def nvmlDeviceGetPowerManagementDefaultLimit(self, card: Any, /) -> int: ...  # noqa: N802
+    def nvmlDeviceGetPowerUsage(self, card: Any, /) -> int: ...  # noqa: N802
+    def nvmlDeviceGetUtilizationRates(self, card: Any, /) -> Any: ...  # noqa: N802
     def nvmlDeviceGetP2PStatus(self, a: Any, b: Any, what: int, /) -> int: ...  # noqa: N802
 
 
@@ -108,11 +108,11 @@ class CardState(Noun, frozen=True, kw_only=True):
     clock_reasons: int | None = None
     temperature_c: int | None = None
     replays: int | None = None
-    power_w: float | None = None
-    busy: float | None = None
     ecc: bool | None = None
     ecc_pending: bool | None = None
     power_default_w: float | None = None
+    power_w: float | None = None
+    busy: float | None = None
 
 
 class Gpus(NamedTuple):
@@ -159,41 +159,41 @@ def read_states(nvml: Nvml | None = None) -> tuple[CardState, ...]:
 
 
 def _state(nvml: Nvml, index: int) -> CardState | None:
+    try:
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        uuid = str(nvml.nvmlDeviceGetUUID(handle))
+    except nvml.NVMLError:
+        return None
+
     def ask(call: Callable[..., Any], *arguments: int) -> Any:
         try:
             return call(handle, *arguments)
         except nvml.NVMLError:
             return None
 
-    def ecc() -> tuple[bool | None, bool | None]:
-        try:
-            now, pending = nvml.nvmlDeviceGetEccMode(handle)
-        except nvml.NVMLError:
-            return None, None
-        return now == ENABLED, pending == ENABLED
-
-    try:
-        handle = nvml.nvmlDeviceGetHandleByIndex(index)
-        uuid = str(nvml.nvmlDeviceGetUUID(handle))
-    except nvml.NVMLError:
-        return None
     persistence = ask(nvml.nvmlDeviceGetPersistenceMode)
-    milliwatts, rates = ask(nvml.nvmlDeviceGetPowerUsage), ask(nvml.nvmlDeviceGetUtilizationRates)
-    default = ask(nvml.nvmlDeviceGetPowerManagementDefaultLimit)
-    ecc_now, ecc_pending = ecc()
+    usual, milliwatts = (
+        ask(call) for call in (nvml.nvmlDeviceGetPowerManagementDefaultLimit, nvml.nvmlDeviceGetPowerUsage)
+    )
+    rates = ask(nvml.nvmlDeviceGetUtilizationRates)
+    ecc_now, ecc_pending = ask(nvml.nvmlDeviceGetEccMode) or (None, None)
     return CardState(
         id=uuid,
-        persistence=None if persistence is None else persistence == ENABLED,
+        persistence=_enabled(persistence),
         compute_mode=ask(nvml.nvmlDeviceGetComputeMode),
         clock_reasons=ask(nvml.nvmlDeviceGetCurrentClocksThrottleReasons),
         temperature_c=ask(nvml.nvmlDeviceGetTemperature, TEMPERATURE_GPU),
         replays=ask(nvml.nvmlDeviceGetPcieReplayCounter),
+        ecc=_enabled(ecc_now),
+        ecc_pending=_enabled(ecc_pending),
+        power_default_w=None if usual is None else usual / 1000,
         power_w=None if milliwatts is None else milliwatts / 1000,
         busy=None if rates is None else rates.gpu / 100,
-        ecc=ecc_now,
-        ecc_pending=ecc_pending,
-        power_default_w=None if default is None else default / 1000,
     )
+
+
+def _enabled(state: int | None) -> bool | None:
+    return None if state is None else state == ENABLED
 
 
 def _count(nvml: Nvml) -> int:
