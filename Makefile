@@ -6,7 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
 
-.PHONY: up test check setup setup-dev e2e bench clean
+.PHONY: up test check setup setup-dev e2e bench image clean
 
 up: setup
 	@$(BIN)/sovereign up $(ARGS)
@@ -25,6 +25,12 @@ e2e: setup-dev
 
 bench: setup-dev
 	$(BIN)/python benchmarks/gateway_vs_engine.py
+
+# The control plane's image; its base comes from image/base.sh.
+IMAGE ?= localhost/sovereign-ai:0.1.0
+image:
+	@command -v buildah >/dev/null || { echo "buildah is not installed: apt-get install buildah" >&2; exit 69; }
+	buildah build -t $(IMAGE) .
 
 setup: $(VENV)/.installed
 setup-dev: $(VENV)/.installed-dev
