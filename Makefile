@@ -5,8 +5,10 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
+IMAGE  ?= localhost/sovereign-ai:0.1.0
+BASE   ?= localhost/debian-base:12
 
-.PHONY: up test check setup setup-dev e2e bench clean
+.PHONY: up test check setup setup-dev e2e bench image clean
 
 up: setup
 	@$(BIN)/sovereign up $(ARGS)
@@ -25,6 +27,13 @@ e2e: setup-dev
 
 bench: setup-dev
 	$(BIN)/python benchmarks/gateway_vs_engine.py
+
+# The control plane's image, for Kubernetes; its base is made once, on this machine.
+image:
+	@command -v buildah > /dev/null || { echo "make image: buildah is missing: apt-get install buildah debootstrap" >&2; exit 1; }
+	@buildah inspect --type image $(BASE) > /dev/null 2>&1 || [ $(BASE) != localhost/debian-base:12 ] || image/base.sh
+	PYTHON=$(PYTHON) image/wheels.sh
+	buildah build --pull-never --build-arg BASE=$(BASE) -t $(IMAGE) .
 
 setup: $(VENV)/.installed
 setup-dev: $(VENV)/.installed-dev
