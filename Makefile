@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 ARGS   ?=
+IMAGE  ?= localhost/sovereign-ai:0.1.0
+BASE   ?= localhost/debian-base:12
 
 .PHONY: up test check setup setup-dev e2e bench image clean
 
@@ -26,11 +28,12 @@ e2e: setup-dev
 bench: setup-dev
 	$(BIN)/python benchmarks/gateway_vs_engine.py
 
-# The control plane's image; its base comes from image/base.sh.
-IMAGE ?= localhost/sovereign-ai:0.1.0
+# The control plane's image, for Kubernetes; its base is made once, on this machine.
 image:
-	@command -v buildah >/dev/null || { echo "buildah is not installed: apt-get install buildah" >&2; exit 69; }
-	buildah build -t $(IMAGE) .
+	@command -v buildah > /dev/null || { echo "make image: buildah is missing: apt-get install buildah debootstrap" >&2; exit 1; }
+	@buildah inspect --type image $(BASE) > /dev/null 2>&1 || [ $(BASE) != localhost/debian-base:12 ] || image/base.sh
+	PYTHON=$(PYTHON) image/wheels.sh
+	buildah build --pull-never --build-arg BASE=$(BASE) -t $(IMAGE) .
 
 setup: $(VENV)/.installed
 setup-dev: $(VENV)/.installed-dev
@@ -48,4 +51,4 @@ $(VENV)/.installed-dev: pyproject.toml $(VENV)/pyvenv.cfg
 	@touch $(VENV)/.installed $@
 
 clean:
-	rm -rf $(VENV) .test-home tests/javascript/node_modules build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .test-home build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -110,13 +110,16 @@ WRITTEN = (
 VERBS = ("create", "patch", "delete")
 """Server-side apply patches, and creates what is not there; pruning deletes."""
 DRA_WRITTEN = ("resourceclaimtemplates.resource.k8s.io", True)
-MONITORING_WRITTEN = ("servicemonitors.monitoring.coreos.com", True)
+MONITORING_WRITTEN = (
+    ("servicemonitors.monitoring.coreos.com", True),
+    ("podmonitors.monitoring.coreos.com", True),
+)
 """Where they are asked for: other clusters have no such kinds."""
 
 
 def rights(*, dra: bool, monitoring: bool) -> tuple[Right, ...]:
     """What `apply` does. What lies outside the namespace is not pruned with every change of a plan."""
-    kinds = (*WRITTEN, *([DRA_WRITTEN] if dra else []), *([MONITORING_WRITTEN] if monitoring else []))
+    kinds = (*WRITTEN, *([DRA_WRITTEN] if dra else []), *(MONITORING_WRITTEN if monitoring else ()))
     return tuple(
         Right(resource, verb, namespaced)
         for resource, namespaced in kinds
