@@ -37,6 +37,8 @@ class FakeOpenAI:
         self.hang = False
         self.crlf = False
         self.torn = False
+        self.at_once = False
+        self._held: bytes = b""
         self.extra: dict[str, Any] = {}
 
     @asynccontextmanager
@@ -138,7 +140,7 @@ class FakeOpenAI:
             return response
         if (body.get("stream_options") or {}).get("include_usage"):
             await self._event(response, {**head, "choices": [], "usage": self._usage(body, len(words))})
-        await response.write(b"data: [DONE]" + self._gap)
+        await response.write(self._held + b"data: [DONE]" + self._gap)
         return response
 
     @property
@@ -147,6 +149,9 @@ class FakeOpenAI:
 
     async def _event(self, response: web.StreamResponse, event: dict[str, Any]) -> None:
         data = b"data: " + json.dumps(event, separators=(",", ":")).encode() + self._gap
+        if self.at_once:
+            self._held += data
+            return
         parts = [data[:9], data[9:]] if self.torn else [data]
         for part in parts:
             await response.write(part)

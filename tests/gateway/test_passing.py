@@ -341,3 +341,31 @@ def _fields(one: Route) -> dict[str, Any]:
 
 def _other(one: Endpoint) -> Endpoint:
     return Endpoint(name="other", url=one.url, engine="openai", model="far", key_file="/nowhere/key")
+
+
+@pytest.mark.parametrize("usage", [{}, USAGE])
+@in_loop
+async def test_who_leaves_at_the_last_event_is_billed_exactly(usage: dict[str, Any]) -> None:
+    """As OpenAI's own client does: it closes the connection when it has read [DONE]."""
+    fake = FakeOpenAI()
+    async with passing(fake) as gateway:
+        for _ in range(20):
+            sent = {**CHAT, **usage, "stream": True}
+            async with gateway.session.post(gateway.url + "/v1/chat/completions", json=sent) as response:
+                async for line in response.content:
+                    if line.startswith(b"data: [DONE]"):
+                        break
+                response.close()
+        await until(lambda: len(gateway.log()) == 20)
+        for told in gateway.log():
+            assert (told["prompt_tokens"], told["completion_tokens"], told["status"]) == (3, 6, 200)
+        assert gateway.gateway.pool._by_model["far"][0].client.idle == 1, "and its connection is used again"
+
+
+@in_loop
+async def test_an_answer_that_comes_in_one_piece() -> None:
+    fake = FakeOpenAI()
+    fake.at_once = True
+    async with passing(fake) as gateway:
+        assert text_of(await stream(gateway, CHAT)) == TEXT
+        assert billed(gateway) == (3, 6)

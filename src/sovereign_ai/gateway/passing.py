@@ -6,6 +6,7 @@ What the gateway adds is what it is for: keys, limits, the queue, picking, failo
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import closing
 from functools import partial
@@ -15,7 +16,7 @@ from sovereign_ai.gateway.client import Broken, Response
 from sovereign_ai.gateway.exchange import JSON, Exchange
 from sovereign_ai.gateway.journal import Clock
 from sovereign_ai.gateway.pool import Upstream
-from sovereign_ai.gateway.upstream import TritonClient
+from sovereign_ai.gateway.upstream import DRAIN_S, TritonClient
 from sovereign_ai.gateway.wire import passing
 from sovereign_ai.spec import Route
 
@@ -67,6 +68,8 @@ class Passing:
         self._path, self._record = exchange.path, exchange.record
         self._failed: list[Upstream] = []
         self._source: _Source | None = None
+        self._last = b""
+        """The end of a stream, which is sent when nothing is left to do."""
         self._before = 0
         """Tokens of the answer that other endpoints said before."""
 
@@ -162,7 +165,9 @@ class Passing:
                 await self._exchange.end_events(ending)
                 return
             source, rest = await self._go_on(said, error)
-        await self._exchange.end_events(b"")
+        if not self._record.status:
+            await self._exchange.send_events(b"")
+        await self._exchange.end_events(self._last)
 
     def _may_continue(self) -> bool:
         """Chats only where all endpoints know how: vLLM's server continues a last message, others answer
@@ -188,8 +193,15 @@ class Passing:
                 record.first_token = self._monotonic()
             elif not data:
                 break
-            await self._exchange.send_events(rest.rewritten(passed) if rest else passed)
             record.completion_tokens = self._before + passage.pieces
+            self._count(passage)
+            passed = rest.rewritten(passed) if rest else passed
+            if passage.done:
+                # clients leave as soon as they have read the last event: everything is settled before it
+                await _drain(response)
+                self._last = passed
+                break
+            await self._exchange.send_events(passed)
             if passage.failure is not None:
                 return self._client.broken(
                     endpoint, passing.error_text(passing.event_payload(passage.failure))
@@ -246,6 +258,16 @@ class Passing:
                 return passing.tokens_counted(await response.read(), guess)
             except Broken as error:
                 raise self._client.lost(upstream, error) from error
+
+
+async def _drain(response: Response) -> None:
+    """Wait for the end of a stream that has said all it had to say: its connection can be used again then."""
+    try:
+        async with asyncio.timeout(DRAIN_S):
+            while await response.readany():
+                pass
+    except (Broken, TimeoutError):
+        return
 
 
 class _Source:
