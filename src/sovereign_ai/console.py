@@ -30,7 +30,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Table
 from rich.text import Text
 
-from sovereign_ai.errors import SovereignError
+from sovereign_ai.errors import SovereignError, UsageError
 
 PLAIN_INTERVAL_S = 5.0
 """Off a terminal a progress line is printed at most this often: often enough to see life in a CI log."""
@@ -237,6 +237,13 @@ class Console:
         seen = [kind for at, kind in enumerate(kinds) if any(bar.shares[at] > 0 for bar in bars)]
         legend = [Text.assemble((letter, f"black on {color}"), f" {words}") for letter, color, words in seen]
         self._out.print(Text("   ").join([*legend, Text("· free")]))
+
+    def confirm(self, question: str) -> bool:
+        """Whether a person says yes. Raises UsageError where there is none to ask."""
+        if not sys.stdin.isatty():
+            raise UsageError(f"nobody is there to be asked: {question}", "--yes answers yes")
+        self._err.print(f"{question} [y/N] ", end="", markup=False)
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
 
     def error(self, error: SovereignError) -> None:
         """What was wrong, and what to do."""

@@ -19,7 +19,11 @@
     ├── DeployError               exit 70
     │   ├── AlreadyRunning        exit 75   another `up` holds the home folder
     │   ├── NotRunning            exit 69   the command needs a running stack
-    │   └── PortTaken             exit 69   somebody else listens there
+    │   ├── PortTaken             exit 69   somebody else listens there
+    │   ├── ClusterUnreachable    exit 69   an API server does not answer
+    │   ├── ClusterRefused        exit 70   an API server says no; carries its code and causes
+    │   ├── HalfApplied           exit 75   stopped in between; says what was done, and a re-run completes
+    │   └── NotReady              exit 70   applied, but pods do not become ready; says why
     ├── Interrupted               exit 130  Ctrl-C
     └── ApiError                  HTTP      answered to a client in OpenAI's error shape
         ├── InvalidRequest        400
@@ -132,6 +136,37 @@ class NotRunning(DeployError):
 
 class PortTaken(DeployError):
     exit_code = 69
+
+
+class ClusterUnreachable(DeployError):
+    exit_code = 69
+
+
+class ClusterRefused(DeployError):
+    """`code`: the HTTP status; `reason`: Kubernetes' word for it; `causes`: (reason, field, message) of each
+    field that it is about."""
+
+    def __init__(
+        self,
+        message: str,
+        hint: str = "",
+        *,
+        code: int = 0,
+        reason: str = "",
+        causes: tuple[tuple[str, str, str], ...] = (),
+    ) -> None:
+        super().__init__(message, hint)
+        self.code = code
+        self.reason = reason
+        self.causes = causes
+
+
+class HalfApplied(DeployError):
+    exit_code = 75
+
+
+class NotReady(DeployError):
+    pass
 
 
 class Interrupted(SovereignError):

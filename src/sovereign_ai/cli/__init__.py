@@ -16,6 +16,7 @@ import msgspec
 from cyclopts import App, CycloptsError, Parameter
 
 from sovereign_ai import __version__
+from sovereign_ai.cli import cluster as in_cluster
 from sovereign_ai.cli import logs as log_files
 from sovereign_ai.cli.attending import attend
 from sovereign_ai.cli.clusters import ContextName, FromCluster, KubeconfigFile
@@ -46,6 +47,10 @@ app.command(engine)
 app.command(plan_app)
 app.command(usage)
 app.command(attend, name="agent")
+app.command(in_cluster.diff)
+app.command(in_cluster.apply)
+app.command(in_cluster.rollback)
+app.command(in_cluster.delete)
 
 FactoryFile = Annotated[Path | None, Parameter(name=["--factory", "-f"], help="Your factory.yaml.")]
 InventoryFile = Annotated[
@@ -273,8 +278,26 @@ def down() -> None:
 
 
 @app.command
-def status(*, json: AsJson = False) -> None:
-    """What runs now. Exits with 0 when everything is ready, 3 otherwise."""
+def status(
+    *,
+    factory: FactoryFile = None,
+    cluster: Annotated[bool, Parameter(negative="")] = False,
+    kubeconfig: KubeconfigFile = None,
+    context: ContextName = None,
+    json: AsJson = False,
+) -> None:
+    """What runs now. Exits with 0 when everything is ready, 3 otherwise.
+
+    Parameters
+    ----------
+    cluster
+        In the cluster, with the namespace of factory.yaml, in place of this machine.
+    """
+    if cluster:
+        in_cluster.show_status(factory, kubeconfig, context, json=json)
+        return
+    if factory or kubeconfig or context:
+        raise UsageError("--factory, --kubeconfig and --context choose a cluster", "add --cluster")
     console = Console(json=json)
     report = local.report(_paths())
     if json:
