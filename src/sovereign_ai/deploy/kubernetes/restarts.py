@@ -49,7 +49,7 @@ def stop(live: Object) -> Restart | None:
 
 def startup_s(template: Object) -> int | None:
     """The longest that a startup probe of a container waits, as an upper bound of what loading takes."""
-    probes = [one["startupProbe"] for one in template["spec"]["containers"] if one.get("startupProbe")]
+    probes = [one["startupProbe"] for one in template["spec"]["containers"] if "startupProbe" in one]
     return max(map(_budget_s, probes), default=None)
 
 

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sovereign_ai.deploy.kubernetes import door
+from tests.deploy.kubernetes import fake_api, real_api
+from tests.deploy.kubernetes.clusters import Cluster
+
+ASSETS = "KUBEBUILDER_ASSETS"
+
+
+@pytest.fixture(autouse=True)
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pauses between attempts, no proxy in between."""
+    monkeypatch.setattr(door, "PATIENCE_S", (0.01, 0.02))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+@pytest.fixture(scope="session")
+def real_kubeconfig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    assets = os.environ.get(ASSETS)
+    if not assets:
+        pytest.skip(f"{ASSETS} names no folder with etcd and kube-apiserver")
+    with real_api.running(Path(assets), tmp_path_factory.mktemp("api")) as kubeconfig:
+        yield kubeconfig
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> Iterator[Cluster]:
+    """For what only a fake server does to order."""
+    with fake_api.running() as api:
+        yield Cluster(api.kubeconfig(tmp_path), api)
+
+
+@pytest.fixture(params=["fake", "real"])
+def cluster(request: pytest.FixtureRequest) -> Cluster:
+    """A test that takes it runs twice, once against a real API server where there is one."""
+    if request.param == "fake":
+        found: Cluster = request.getfixturevalue("fake")
+        return found
+    return Cluster(request.getfixturevalue("real_kubeconfig"), None)
