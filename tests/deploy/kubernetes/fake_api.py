@@ -28,7 +28,8 @@ BY_PLURAL = {(kind.api, kind.plural): kind for kind in (*KINDS, POD, EVENT)}
 
 
 class Fault(NamedTuple):
-    """Said in place of an answer to requests whose method and path begin so; `times`: then no more."""
+    """Said in place of an answer to requests of that method whose path, with its query, begins so; `times`:
+    then no more."""
 
     method: str
     path: str
@@ -281,7 +282,7 @@ class _Answer(BaseHTTPRequestHandler):
                 return
             self._api.asked.append(f"{self.command} {self.path}")
             dry = "dryRun" in asked
-            if fault := self._api.fault(self.command, split.path, dry=dry):
+            if fault := self._api.fault(self.command, self.path, dry=dry):
                 self._say(*status(fault.code, fault.message, fault.reason))
                 return
             place = None if split.path == "/version" else place_of(split.path)

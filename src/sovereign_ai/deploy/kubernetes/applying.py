@@ -22,9 +22,13 @@ Tell = Callable[[str], None]
 class Steps:
     """What is done and what is not, of objects that are written one after the other."""
 
-    def __init__(self, doing: str, objects: Sequence[Object], command: str, tell: Tell) -> None:
+    def __init__(
+        self, doing: str, objects: Sequence[Object], command: str, tell: Tell, *, before: str = ""
+    ) -> None:
+        """`doing`: applied, pruned, deleted; `before`: what was done before them, in words."""
         self._doing, self._left, self._command, self._tell = doing, [*map(title, objects)], command, tell
         self._done: list[str] = []
+        self._before = before
 
     @contextmanager
     def step(self, one: Object, words: str) -> Iterator[None]:
@@ -42,7 +46,7 @@ class Steps:
     def _stopped(self, at: Object, why: str) -> str:
         return (
             f"stopped at {title(at)}: {why}\n"
-            f"{self._doing}: {_named(self._done)}; not {self._doing}: {_named(self._left)}"
+            f"{self._before}{self._doing}: {_named(self._done)}; not {self._doing}: {_named(self._left)}"
         )
 
     def _hint(self, error: DeployError) -> str:
@@ -80,10 +84,12 @@ def apply(door: Door, wanted: Wanted, found: Difference, *, force: bool, command
     Raises ClusterRefused before anything is written, HalfApplied after that.
     """
     refuse(found, force=force)
+    before = ""
     if any(one.unchecked for one in found.outcomes):
         found = _with_namespace(door, wanted, found, force=force, command=command, tell=tell)
+        before = f"created: Namespace/{wanted.namespace}; "
     due = [one for one in found.outcomes if one.state != "unchanged" or one.adopts]
-    steps = Steps("applied", [one.object for one in due], command, tell)
+    steps = Steps("applied", [one.object for one in due], command, tell, before=before)
     for one in due:
         with steps.step(one.object, _words(one)):
             door.apply(one.object, force=force)
@@ -116,7 +122,7 @@ def _with_namespace(
 
 def _prune(door: Door, objects: Sequence[Object], *, command: str, tell: Tell) -> None:
     """Before anything is waited for: what goes may hold the cards that what comes waits for."""
-    steps = Steps("pruned", objects, command, tell)
+    steps = Steps("pruned", objects, command, tell, before="everything is applied; ")
     for one in objects:
         with steps.step(one, "pruned"):
             door.delete(one)
