@@ -97,8 +97,10 @@ def _cells(bar: Bar, kinds: Sequence[tuple[str, str, str]], width: int) -> Text:
 class _Plain:
     """Progress off a terminal: a line at the start, one now and then, and one at the end."""
 
-    def __init__(self, out: RichConsole, label: str, total: int | None, unit: str) -> None:
-        self._out, self._label, self._total, self._unit = out, label, total, unit
+    def __init__(
+        self, out: RichConsole, label: str, total: int | None, unit: str, *, even: bool = True
+    ) -> None:
+        self._out, self._label, self._total, self._unit, self._even = out, label, total, unit, even
         self._done, self._note = 0, ""
         self._started = self._printed = time.monotonic()
         self._line()
@@ -122,7 +124,7 @@ class _Plain:
         if not self._total:
             return f"{elapsed:.0f} s"
         left = ""
-        if 0 < self._done < self._total:
+        if self._even and 0 < self._done < self._total:
             left = f", {human_seconds(elapsed * (self._total - self._done) / self._done)} left"
         if self._unit == "bytes":
             return f"{human_bytes(self._done)} of {human_bytes(self._total)}{left}"
@@ -150,7 +152,7 @@ class _SpeedColumn(ProgressColumn):
         return Text(f"{human_bytes(speed)}/s" if speed else "", style="progress.data.speed")
 
 
-def _columns(unit: str, total: int | None) -> list[ProgressColumn]:
+def _columns(unit: str, total: int | None, *, even: bool) -> list[ProgressColumn]:
     note = TextColumn("{task.fields[note]}", style="dim", markup=False)
     columns: list[ProgressColumn] = [SpinnerColumn(), TextColumn("{task.description}", markup=False)]
     if total is None:
@@ -160,7 +162,7 @@ def _columns(unit: str, total: int | None) -> list[ProgressColumn]:
         columns += [DownloadColumn(binary_units=True), _SpeedColumn()]
     else:
         columns += [MofNCompleteColumn(), TextColumn(unit, markup=False)]
-    return [*columns, TimeRemainingColumn(), note]
+    return [*columns, TimeRemainingColumn() if even else TimeElapsedColumn(), note]
 
 
 def _width(stream: TextIO) -> int | None:
@@ -252,13 +254,16 @@ class Console:
             self._err.print(Text("  → " + error.hint))
 
     @contextmanager
-    def progress(self, label: str, *, total: int | None = None, unit: str = "bytes") -> Iterator[Progress]:
-        """Progress of work that takes a while; `total` None where it is not known."""
+    def progress(
+        self, label: str, *, total: int | None = None, unit: str = "bytes", even: bool = True
+    ) -> Iterator[Progress]:
+        """Progress of work that takes a while; `total` None where it is not known. `even`: whether its steps
+        take alike, so that the time left can be told from those that are done."""
         # Asked of the stream: rich's own answer is yes wherever FORCE_COLOR is set, as in many CI logs.
         if not sys.stderr.isatty() or self._err.is_dumb_terminal:
-            plain = _Plain(self._err, label, total, unit)
+            plain = _Plain(self._err, label, total, unit, even=even)
             yield plain
             plain.finish()
             return
-        with RichProgress(*_columns(unit, total), console=self._err, transient=True) as progress:
+        with RichProgress(*_columns(unit, total, even=even), console=self._err, transient=True) as progress:
             yield _Bar(progress, progress.add_task(label, total=total, note=""))

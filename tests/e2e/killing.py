@@ -66,7 +66,9 @@ class Counting(Console):
         pass
 
     @contextmanager
-    def progress(self, label: str, *, total: int | None = None, unit: str = "bytes") -> Iterator[Progress]:
+    def progress(
+        self, label: str, *, total: int | None = None, unit: str = "bytes", even: bool = True
+    ) -> Iterator[Progress]:
         steps = self._steps
 
         class Reported:

@@ -253,6 +253,13 @@ FAILURES = {
         ["(Main pid=7) ERROR 11-23 21:20:35 [x.py:9] EngineDeadError: bad. See stack trace (above) for"],
         "EngineDeadError: bad. See stack trace (above) for",
     ),
+    "Triton's own error, in ISO 8601": (
+        [
+            "2026-11-26T02:50:31Z E 70 model_lifecycle.cc:642] \"failed to load 'm': no such folder\"",
+            '2026-11-26T02:50:31Z I 70 server.cc:345] "Found 0 live models"',
+        ],
+        "failed to load 'm': no such folder",
+    ),
     "nothing stands out": (["hello", "world", "  "], "world"),
     "only what every start prints": ([STARTED], "CUDA memory pool disabled"),
     "blank lines": (["", "  "], "the log is empty"),

@@ -105,6 +105,50 @@ def test_annotations_that_cannot_be_read() -> None:
     assert found.warnings[0].startswith("node b: not counted: its inventory annotation cannot be read")
 
 
+def plain_node(name: str = "box", **status: Any) -> dict[str, Any]:
+    """Of a cluster without cards, so without agents: what a kubelet tells of any node."""
+    made = kubernetes_node(name, age_s=None, allocatable={"cpu": "3920m", "memory": "8000000Ki"}, **status)
+    made["status"]["nodeInfo"] = {"architecture": "arm64"}
+    return made
+
+
+def test_where_there_are_no_cards_nodes_count_with_their_cpu() -> None:
+    found = gathered(plain_node("a"), plain_node("b", ready="Unknown"))
+    first = found.inventory.nodes[0]
+    assert (first.name, first.cores, first.memory_bytes) == ("a", 3, 8_000_000 * 1024)
+    device = first.devices[0]
+    assert (device.id, device.kind, device.name, device.cores) == ("cpu", "cpu", "arm64", 3)
+    assert faults(found) == ["", f"the node is not ready: {MESSAGE}"]
+    assert found.warnings[0].startswith("node a: no agent: counted with its CPU alone")
+    assert f"node b: the node is not ready: {MESSAGE}" in found.warnings
+
+
+def test_beside_nodes_with_agents_others_do_not_count() -> None:
+    found = gathered(plain_node("a"), kubernetes_node("b", gpu(0, "A", 8192)))
+    assert [one.name for one in found.inventory.nodes] == ["b"]
+
+
+@pytest.mark.parametrize(
+    "sign",
+    [
+        {"status": {"capacity": {"nvidia.com/gpu": "2"}}},
+        {"status": {"capacity": {token("GPU-00000000"): "1"}}},
+        {"metadata": {"labels": {"nvidia.com/gpu.present": "true"}}},
+        {"metadata": {"labels": {"feature.node.kubernetes.io/pci-10de.present": "true"}}},
+        {"spec": {"taints": [{"key": "node-role.kubernetes.io/control-plane", "effect": "NoSchedule"}]}},
+    ],
+    ids=["device plugin", "our tokens", "NVIDIA's label", "feature discovery", "control plane"],
+)
+def test_a_node_that_shows_cards_or_takes_no_pods_does_not_count_with_its_cpu(
+    sign: dict[str, dict[str, Any]],
+) -> None:
+    made = plain_node()
+    for part, fields in sign.items():
+        made.setdefault(part, {}).update(fields)
+    with pytest.raises(InventoryError, match="no agent has measured it"):
+        gathered(made)
+
+
 def test_a_cluster_that_tells_nothing_is_refused() -> None:
     with pytest.raises(InventoryError, match="no node of the cluster tells its devices") as caught:
         gathered(kubernetes_node("a", age_s=None))

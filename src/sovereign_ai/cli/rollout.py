@@ -117,7 +117,7 @@ def _bring(console: Console, door: Door, wanted: Wanted, found: Difference, way:
 
 def _wait(console: Console, door: Door, wanted: Wanted, way: Way) -> None:
     workloads = [one for one in wanted.objects if one["kind"] in [kind.name for kind in WORKLOADS]]
-    with console.progress("ready", total=len(workloads), unit="of the workloads") as progress:
+    with console.progress("ready", total=len(workloads), unit="workloads", even=False) as progress:
         wait = waiting.Wait(door, wanted, console.say, progress)
         try:
             wait.until_ready(way.timeout_s or waiting.timeout_s(wanted))
@@ -150,7 +150,7 @@ def delete(
             console.note(f"with the namespace goes everything in it, what is not ours too: {namespace}")
         _confirm(console, f"delete these {len(going)} objects?", yes=yes)
         deleting.delete(door, going, console.say)
-        with console.progress("gone", total=len(going), unit="objects") as progress:
+        with console.progress("gone", total=len(going), unit="objects", even=False) as progress:
             deleting.until_gone(door, going, progress, timeout_s or DELETION_S)
     kept = "" if with_storage else "; volumes, claims and the namespace stay (--with-storage)"
     console.say(f"gone{kept}. Files on the models' drives stay.")

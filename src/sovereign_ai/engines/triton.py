@@ -18,9 +18,13 @@ EXIT_TIMEOUT_S = 2
 EMBEDDING_QUEUE_DELAY_US = 2000
 """How long Triton holds a text back to batch it with others: far below one forward pass on a CPU."""
 
-_PREFIX = re.compile(r"^(?:[EWI]\d{4} [\d:.]+ +\d+ [\w.]+:\d+\] |\(\S+ pid=\d+\) (?:ERROR .*?\] )?)?\"?")
+_PREFIX = re.compile(
+    r"^(?:[EWI]\d{4} [\d:.]+ +\d+ [\w.]+:\d+\] |\d{4}-[-\d]+T[\d:.]+Z [EWI] \d+ [\w.]+:\d+\] "
+    r"|\(\S+ pid=\d+\) (?:ERROR .*?\] )?)?\"?"
+)
+"""Triton's own, in both of its formats, and vLLM's."""
 _EXCEPTION = re.compile(r"\b\w*(Error|Exception)\b: \S")
-_TRITON_ERROR = re.compile(r"^(E\d{4} |error: )")
+_TRITON_ERROR = re.compile(r"^(E\d{4} |\d{4}-[-\d]+T[\d:.]+Z E |error: )")
 _WORDS = re.compile(r"error|fail|exception|invalid|not found|no such file|unable|out of memory|in use", re.I)
 _BORING = re.compile(
     r"DCGM|NVML|CUDA (memory pool|driver version)|CudaDriver|failed to load all models"
@@ -122,13 +126,18 @@ _PROGRESS: tuple[tuple[re.Pattern[str], str], ...] = (
 )
 
 
+def telling_lines(log: Sequence[str]) -> list[str]:
+    """A log without the lines that every start prints."""
+    return [line for line in log if not _BORING.search(line)]
+
+
 def failure_line(log: Sequence[str]) -> str:
     """The line of a log that says why the process gave up; the last line where none stands out.
 
     A Python exception is the cause and what Triton adds is where it was noticed, so the exception wins;
     then the first error of Triton itself, because later ones follow from it.
     """
-    telling = [line for line in log if not _BORING.search(line)]
+    telling = telling_lines(log)
     useful = [line for line in telling if not _POINTER.search(line)]
     exceptions = [line for line in useful if _EXCEPTION.search(line)]
     errors = [line for line in useful if _TRITON_ERROR.match(line)]

@@ -28,6 +28,8 @@ STALE_S = 300
 SILENT_S = 900
 """Age from which the agent counts as gone, and what it measured as no longer known."""
 
+CARD_SIGNS = ("nvidia.com/", "amd.com/gpu", "gpu.intel.com/", "feature.node.kubernetes.io/pci-10de")
+
 
 class Gathered(NamedTuple):
     """`ages` are seconds since each node was measured by its agent; nodes from slices have none."""
@@ -47,11 +49,15 @@ def gather(nodes: Sequence[Mapping[str, Any]], slices: Sequence[Mapping[str, Any
     """The inventory of all nodes that anything is known of, in the order of their names.
 
     A node that is not ready, or whose agent is silent, keeps its devices, each with the reason as `fault`.
+    Where no node tells of any device, those that show no sign of cards count with their CPU, as in a cluster
+    that has none and so runs no agents.
     Raises InventoryError where no node tells anything, or together they tell what cannot be.
     """
     sliced = read_slices(slices)
     ordered = {name_of(node): node for node in sorted(nodes, key=name_of)}
     found = {name: _node(node, sliced.get(name), now) for name, node in ordered.items()}
+    if not any(one.node for one in found.values()):
+        found = {name: _by_its_cpu(node, found[name]) for name, node in ordered.items()}
     found = _without_moved(found)
     inventory = Inventory(nodes=tuple(one.node for one in found.values() if one.node))
     warnings = [f"node {name}: {text}" for name, one in found.items() for text in one.warnings]
@@ -137,6 +143,40 @@ def _from_slices(node: Mapping[str, Any], sliced: Sliced) -> _Found:
     )
     note = "no agent: from ResourceSlices, which know neither slots and links nor memory that is in use"
     return _Found(made, (note,))
+
+
+def _by_its_cpu(node: Mapping[str, Any], found: _Found) -> _Found:
+    """What the kubelet tells of every node."""
+    allocatable = _allocatable(node)
+    if INVENTORY in ((node.get("metadata") or {}).get("annotations") or {}) or _shows_cards(node):
+        return found
+    if not allocatable or _is_tainted(node):
+        return found
+    memory, cores = int(allocatable.get("memory", 0)), max(1, int(allocatable.get("cpu", 1)))
+    name = str(((node.get("status") or {}).get("nodeInfo") or {}).get("architecture") or "CPU")
+    cpu = Device(id="cpu", kind="cpu", name=name, memory_bytes=memory, memory_free_bytes=memory, cores=cores)
+    made = Node(
+        name=name_of(node), devices=(cpu,), cores=cores, memory_bytes=memory, memory_free_bytes=memory
+    )
+    trouble = not_ready(node)
+    note = (
+        "no agent: counted with its CPU alone, of which the kubelet tells; has it cards, run the agent on it"
+    )
+    warnings = [note, *([trouble] if trouble else ()), *_cordoned(node)]
+    return _Found(_faulty(made, trouble), tuple(warnings))
+
+
+def _shows_cards(node: Mapping[str, Any]) -> bool:
+    """By what device plugins offer, and the labels of NVIDIA's and the node feature discovery."""
+    offered = (node.get("status") or {}).get("capacity") or {}
+    labels = (node.get("metadata") or {}).get("labels") or {}
+    return any(name.startswith(CARD_SIGNS) or "/gpu-" in name.lower() for name in (*offered, *labels))
+
+
+def _is_tainted(node: Mapping[str, Any]) -> bool:
+    """As nodes of a control plane are: no pod of ours is put there."""
+    taints = (node.get("spec") or {}).get("taints") or ()
+    return any(taint.get("effect") in ("NoSchedule", "NoExecute") for taint in taints)
 
 
 def _within(found: Node, node: Mapping[str, Any]) -> Node:

@@ -15,10 +15,10 @@ from sovereign_ai.deploy.kubernetes import applying
 from sovereign_ai.deploy.kubernetes.connection import connected
 from sovereign_ai.deploy.kubernetes.difference import Difference, difference
 from sovereign_ai.deploy.kubernetes.door import Door, open_door
-from sovereign_ai.deploy.kubernetes.kinds import DAEMON_SET, WORKLOADS, kind_of, name_of
+from sovereign_ai.deploy.kubernetes.kinds import DAEMON_SET, NODE, WORKLOADS, kind_of, name_of
 from sovereign_ai.deploy.kubernetes.manifests import Wanted
 from sovereign_ai.deploy.kubernetes.readiness import readiness
-from sovereign_ai.render.kubernetes.labels import Object
+from sovereign_ai.render.kubernetes.labels import HOSTNAME, Object
 from tests.deploy.kubernetes.fake_api import FakeApi
 
 NAMES = (f"stack-{number}" for number in itertools.count())
@@ -29,6 +29,12 @@ class Cluster:
     def __init__(self, kubeconfig: Path, fake: FakeApi | None) -> None:
         self.kubeconfig, self._fake = kubeconfig, fake
         self.namespace = "sovereign" if fake else next(NAMES)
+
+    def add_node(self, name: str, hostname: str | None = None) -> None:
+        """As a kubelet does when it registers itself. Its label may be another than its name."""
+        labels = {HOSTNAME: hostname or name}
+        node: Object = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels}}
+        self._put(NODE.path("", name), node, "kubelet")
 
     @property
     def fake(self) -> FakeApi:
@@ -74,11 +80,14 @@ class Cluster:
 
     def create(self, one: Object) -> None:
         """As somebody else."""
-        kind = kind_of(one)
+        path = kind_of(one).path(str(one["metadata"].get("namespace", "")), name_of(one))
+        self._put(path, one, "somebody")
+
+    def _put(self, path: str, one: Object, manager: str) -> None:
         with connected(self.kubeconfig, None) as (connection, _):
             answer = connection.patch(
-                kind.path(str(one["metadata"].get("namespace", "")), name_of(one)),
-                params={"fieldManager": "somebody"},
+                path,
+                params={"fieldManager": manager},
                 content=msgspec.json.encode(one),
                 headers={"content-type": "application/apply-patch+yaml"},
             )

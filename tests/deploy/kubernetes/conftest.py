@@ -35,7 +35,11 @@ def real_kubeconfig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path |
 def fake(tmp_path: Path) -> Iterator[Cluster]:
     """For what only a fake server does to order."""
     with fake_api.running() as api:
-        yield Cluster(api.kubeconfig(tmp_path), api)
+        found = Cluster(api.kubeconfig(tmp_path), api)
+        found.add_node("rig")
+        api.asked.clear()
+        api.writes.clear()
+        yield found
 
 
 @pytest.fixture(params=["fake", "real"])
@@ -46,4 +50,6 @@ def cluster(request: pytest.FixtureRequest, real_kubeconfig: Path | None) -> Clu
         return found
     if real_kubeconfig is None:
         pytest.skip(f"{ASSETS} names no folder with etcd and kube-apiserver")
-    return Cluster(real_kubeconfig, None)
+    real = Cluster(real_kubeconfig, None)
+    real.add_node("rig")
+    return real

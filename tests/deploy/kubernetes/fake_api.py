@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl, urlsplit
 
-from sovereign_ai.deploy.kubernetes.kinds import EVENT, KINDS, POD
+from sovereign_ai.deploy.kubernetes.kinds import EVENT, KINDS, NODE, POD
 from tests.deploy.kubernetes import server_side_apply as ssa
 from tests.deploy.kubernetes.server_side_apply import Object
 
-BY_PLURAL = {(kind.api, kind.plural): kind for kind in (*KINDS, POD, EVENT)}
+BY_PLURAL = {(kind.api, kind.plural): kind for kind in (*KINDS, NODE, POD, EVENT)}
 
 
 class Fault(NamedTuple):

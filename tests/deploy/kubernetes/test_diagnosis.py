@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sovereign_ai.deploy.kubernetes.diagnosis import Trouble, of_workload, told, troubles
+from sovereign_ai.deploy.kubernetes.diagnosis import Trouble, last_words, of_workload, told, troubles
 
 
 def pod(name: str = "p", **status: Any) -> dict[str, Any]:
@@ -97,3 +97,20 @@ def test_the_newest_warnings_about_it() -> None:
 def test_pods_of_a_workload() -> None:
     workload = {"spec": {"selector": {"matchLabels": {"app": "x"}}}}
     assert of_workload(workload, [pod("a"), {"metadata": {"name": "b"}}]) == [pod("a")]
+
+
+def test_an_engine_says_why_long_before_its_log_ends() -> None:
+    log = [
+        "2026-11-26T02:50:31Z E 70 model_lifecycle.cc:642] \"failed to load 'm' version 1: Internal: "
+        "ModuleNotFoundError: No module named '_socket'\\n\\nAt:\\n  /usr/lib/python3.11/socket.py(51)\"",
+        "| strict_readiness                 | 1  |",
+        "+----------------------------------+----+",
+        "",
+        '2026-11-26T02:50:31Z I 70 server.cc:345] "Timeout 60: Found 0 live models"',
+        "error: creating server: Internal - failed to load all models",
+    ]
+    assert list(last_words("triton", log, 1)) == [
+        "triton says: failed to load 'm' version 1: Internal: ModuleNotFoundError: No module named '_socket'",
+        "its last lines:",
+        '  2026-11-26T02:50:31Z I 70 server.cc:345] "Timeout 60: Found 0 live models"',
+    ]

@@ -5,12 +5,13 @@ import pytest
 from sovereign_ai.deploy.kubernetes.comparing import Change
 from sovereign_ai.deploy.kubernetes.difference import Conflict, Found
 from sovereign_ai.deploy.kubernetes.kinds import DEPLOYMENT, title
-from sovereign_ai.deploy.kubernetes.manifests import wanted
+from sovereign_ai.deploy.kubernetes.manifests import Wanted, wanted
 from sovereign_ai.deploy.kubernetes.restarts import Restart
 from sovereign_ai.errors import ClusterRefused, DeployError
 from sovereign_ai.render.kubernetes import render_stack
-from sovereign_ai.render.kubernetes.labels import described, owned
+from sovereign_ai.render.kubernetes.labels import HOSTNAME, described, owned
 from tests.deploy.kubernetes.clusters import Cluster
+from tests.deploy.kubernetes.fake_api import Fault
 from tests.deploy.kubernetes.stacks import less, more, pod_of, small, the, with_image
 from tests.render.kubernetes.examples import stack as example
 
@@ -200,3 +201,26 @@ def test_a_namespace_on_its_way_out(fake: Cluster) -> None:
     fake.fake.put(going)
     with pytest.raises(DeployError, match=r"00:00Z$"):
         fake.difference(small())
+
+
+def on(node: str, namespace: str = "sovereign") -> Wanted:
+    return small(namespace, Deployment=lambda one: pod_of(one).update(nodeSelector={HOSTNAME: node}))
+
+
+def test_pods_for_a_node_that_is_not_there_would_wait_for_ever(cluster: Cluster) -> None:
+    cluster.add_node("box", hostname="box.example.org")
+    cluster.bring(small(cluster.namespace))
+    refused = cluster.difference(on("vm", cluster.namespace)).refused
+    assert [title(one.object) for one in refused] == ["Deployment/engine"]
+    assert refused[0].refusal.startswith("it is for node `vm`, which the cluster does not have (it has box.")
+    assert cluster.difference(on("box.example.org", cluster.namespace)).refused == ()
+    assert cluster.difference(on("box", cluster.namespace)).refused != (), "its label is what is matched"
+
+
+def test_where_nodes_may_not_be_listed_they_are_taken_to_be_there(fake: Cluster) -> None:
+    fake.fake.faults.append(Fault("GET", "/api/v1/nodes", 403, "nodes is forbidden", "Forbidden"))
+    found = fake.difference(on("vm"))
+    assert found.refused == ()
+    assert found.notes == (
+        "nodes may not be listed: whether the plan's are in the cluster is not known (nodes is forbidden)",
+    )

@@ -189,7 +189,8 @@ def test_a_container_that_crashes_is_not_waited_for(fake: Cluster) -> None:
         "  Deployment/engine: 0 of 1 ready\n"
         "    engine-1, main: ended with code 1 (Error)\n"
         "    BackOff: Back-off restarting failed container\n"
-        "    the last lines of main:\n"
+        "    main says: no space left on /dev/shm\n"
+        "    its last lines:\n"
         "      loading\n"
         "      no space left on /dev/shm"
     )

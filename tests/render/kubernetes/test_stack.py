@@ -16,9 +16,10 @@ from msgspec.structs import replace
 
 from sovereign_ai.config import CLUSTER_VERSIONS, DRA_FROM, ClusterStorage, GatewaySettings, UpstreamEntry
 from sovereign_ai.errors import ConfigError
+from sovereign_ai.inventory.published import quantity
 from sovereign_ai.render.kubernetes import Object, Stack, render_stack, to_files, to_stack
 from sovereign_ai.render.kubernetes.engine import Material
-from sovereign_ai.render.kubernetes.labels import PLAN_HASH
+from sovereign_ai.render.kubernetes.labels import HOSTNAME, PLAN_HASH
 from sovereign_ai.render.kubernetes.lint import WORKLOADS, lint, restricted_problems
 from sovereign_ai.spec import Plan, Routes
 from tests.render.kubernetes.examples import EXAMPLES, NAMES, planned, stack
@@ -232,3 +233,36 @@ def test_an_empty_route_list_is_not_rendered() -> None:
     tree = routes_of(render_stack(stack("cpu-only")))
     assert Routes(routes=()) is not None
     assert [route["model"] for route in tree["routes"]] == ["smollm2-135m", "minilm-l6-v2"]
+
+
+def asked_of(objects: tuple[Object, ...], node: str) -> tuple[float, float]:
+    """(cores, bytes) that all pods of a node ask for, the agent's among them."""
+    cores = memory = 0.0
+    for one in objects:
+        if one["kind"] not in WORKLOADS:
+            continue
+        spec = one["spec"]["template"]["spec"]
+        if one["kind"] == "Deployment" and spec["nodeSelector"][HOSTNAME] != node:
+            continue
+        for container in spec["containers"]:
+            requests = container["resources"]["requests"]
+            cores += one["spec"].get("replicas", 1) * quantity(requests["cpu"])
+            memory += one["spec"].get("replicas", 1) * quantity(requests["memory"])
+    return cores, memory
+
+
+@pytest.mark.parametrize("gib", [6, 16, 64])
+@pytest.mark.parametrize("cores", [2, 4, 8, 32])
+@pytest.mark.parametrize("name", ["cpu-only", "reference-rig", "eight-a100", "two-nodes"])
+def test_pods_leave_room_for_those_of_the_cluster_itself(name: str, cores: int, gib: int) -> None:
+    """One core and 950 MiB are asked for by kubeadm's control plane and CoreDNS together."""
+    made = stack(name)
+    nodes = tuple(replace(node, cores=cores, memory_bytes=gib << 30) for node in made.inventory.nodes)
+    objects = render_stack(replace(made, inventory=replace(made.inventory, nodes=nodes)))
+    for node in nodes:
+        asked_cores, asked_bytes = asked_of(objects, node.name)
+        engines = len([one for one in objects if one["kind"] == "Deployment"])
+        least = 0.25 * engines + 0.25  # what nobody may be given less than, on nodes that are too small
+        assert asked_cores <= max(cores - 0.95, least)
+        assert asked_bytes <= (gib << 30) - 950 * (1 << 20)
+    assert lint(objects) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from sovereign_ai.engines.triton import failure_line, telling_lines
 from sovereign_ai.render.kubernetes.labels import Object
 
 COMING = ("PodInitializing", "ContainerCreating")
@@ -92,6 +93,14 @@ def told(events: Iterable[Object], names: Sequence[str]) -> tuple[str, ...]:
 def _moment(event: Object) -> str:
     """RFC 3339 sorts as text."""
     return str(event.get("lastTimestamp") or event.get("eventTime") or event.get("firstTimestamp") or "")
+
+
+def last_words(container: str, log: Sequence[str], shown: int) -> Iterator[str]:
+    """What a log gives as the cause, and its last lines: an engine's are not where the cause is."""
+    yield f"{container} says: {failure_line(log)}"
+    last = [line.rstrip() for line in telling_lines(log) if line.strip()][-shown:]
+    yield "its last lines:"
+    yield from (f"  {line}" for line in last)
 
 
 def of_workload(workload: Object, pods: Iterable[Object]) -> list[Object]:

@@ -8,8 +8,9 @@ from typing import Literal, NamedTuple
 from sovereign_ai.deploy.kubernetes.comparing import Change, differences, owned_fields
 from sovereign_ai.deploy.kubernetes.connection import CONFLICT, FORBIDDEN, NOT_FOUND
 from sovereign_ai.deploy.kubernetes.door import Door
-from sovereign_ai.deploy.kubernetes.kinds import KINDS, NAMESPACE, Kind, kind_of, name_of, title
+from sovereign_ai.deploy.kubernetes.kinds import KINDS, NAMESPACE, NODE, Kind, kind_of, name_of, title
 from sovereign_ai.deploy.kubernetes.manifests import Wanted
+from sovereign_ai.deploy.kubernetes.placing import hostnames, misplaced
 from sovereign_ai.deploy.kubernetes.pruning import other_stacks, to_prune
 from sovereign_ai.deploy.kubernetes.restarts import Restart, restart, stop
 from sovereign_ai.errors import ClusterRefused, DeployError
@@ -84,8 +85,16 @@ def difference(door: Door, wanted: Wanted) -> Difference:
         _outcome(door, one, found.live(one), is_namespace_there=namespace is not None)
         for one in wanted.objects
     ]
+    if (names := found.hostnames()) is not None:
+        outcomes = [_placed(one, names) for one in outcomes]
     pruned = to_prune(wanted, found.all, alone=found.is_alone)
     return Difference(tuple(outcomes), pruned, found.notes)
+
+
+def _placed(one: Outcome, names: frozenset[str]) -> Outcome:
+    """The server takes a pod for any node, and nobody ever starts it."""
+    why = "" if one.state == "refused" else misplaced(one.object, names)
+    return one._replace(state="refused", refusal=why, restart=None) if why else one
 
 
 def refuse_going(namespace: Object) -> None:
@@ -126,6 +135,17 @@ class Found:
         if found := self._by_title.get(title(one)):
             return found
         return self._door.read(kind_of(one), self._namespace, name_of(one))
+
+    def hostnames(self) -> frozenset[str] | None:
+        """Of all nodes; None where they may not be listed."""
+        try:
+            return hostnames(self._door.listed(NODE, "", {})[0])
+        except ClusterRefused as error:
+            if error.code != FORBIDDEN:
+                raise
+            note = "nodes may not be listed: whether the plan's are in the cluster is not known"
+            self.notes += (f"{note} ({error.message})",)
+            return None
 
     @property
     def is_alone(self) -> bool:

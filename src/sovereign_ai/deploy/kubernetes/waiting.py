@@ -9,7 +9,7 @@ from contextlib import closing, suppress
 from sovereign_ai.console import Progress, human_seconds
 from sovereign_ai.deploy.kubernetes.applying import Tell
 from sovereign_ai.deploy.kubernetes.connection import FORBIDDEN, GONE
-from sovereign_ai.deploy.kubernetes.diagnosis import Trouble, of_workload, told, troubles
+from sovereign_ai.deploy.kubernetes.diagnosis import Trouble, last_words, of_workload, told, troubles
 from sovereign_ai.deploy.kubernetes.door import Door
 from sovereign_ai.deploy.kubernetes.kinds import EVENT, POD, WORKLOADS, Kind, title
 from sovereign_ai.deploy.kubernetes.manifests import Wanted
@@ -24,8 +24,8 @@ AWAY_S = 2.0
 """Between two attempts to reach an API server that went away while we wait."""
 MARGIN_S, LEAST_S = 60, 300
 """Added to what a workload may take by its own word, and the shortest that is waited for any."""
-LOG_LINES = 15
-"""Of a container that does not become ready."""
+LOG_LINES, LOG_LINES_READ = 12, 400
+"""Shown of a container that does not become ready, and looked through for the cause."""
 
 
 def timeout_s(wanted: Wanted) -> int:
@@ -169,7 +169,7 @@ class Wait:
         about = [one.pod for one in here] or [name.partition("/")[2]]
         lines += [f"    {line}" for line in told(self._look(EVENT, labels=False), about)]
         if here and here[0].container and (log := self._log(here[0])):
-            lines += [f"    the last lines of {here[0].container}:", *(f"      {line}" for line in log)]
+            lines += [f"    {line}" for line in last_words(here[0].container, log, LOG_LINES)]
         return "\n".join(lines)
 
     def _log(self, one: Trouble) -> list[str]:
@@ -177,6 +177,6 @@ class Wait:
         for previous in (True, False) if one.crashed else (False,):
             with suppress(ClusterRefused):
                 return self._door.log(
-                    self._namespace, one.pod, one.container, lines=LOG_LINES, previous=previous
+                    self._namespace, one.pod, one.container, lines=LOG_LINES_READ, previous=previous
                 )
         return []

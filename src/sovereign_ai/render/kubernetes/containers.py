@@ -11,7 +11,7 @@ from sovereign_ai.render.kubernetes.labels import Object
 USER = 1000
 """Triton's image has this user (triton-server), and so has the control plane's."""
 
-GIB = 1 << 30
+MIB, GIB = 1 << 20, 1 << 30
 
 CONTAINER_SECURITY: Object = {
     "allowPrivilegeEscalation": False,
@@ -37,7 +37,7 @@ def quantity(size_bytes: int) -> str:
     """Whole GiB where it is so, else MiB, rounded up: `32Gi`."""
     if size_bytes % GIB == 0:
         return f"{size_bytes // GIB}Gi"
-    return f"{-(-size_bytes // (1 << 20))}Mi"
+    return f"{-(-size_bytes // MIB)}Mi"
 
 
 def writable(name: str, path: str, size_bytes: int) -> tuple[Object, Object]:

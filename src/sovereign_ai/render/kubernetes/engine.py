@@ -14,6 +14,7 @@ from sovereign_ai.render.kubernetes import labels as names
 from sovereign_ai.render.kubernetes.containers import (
     CONTAINER_SECURITY,
     GIB,
+    MIB,
     environment,
     image,
     pod,
@@ -25,7 +26,7 @@ from sovereign_ai.render.kubernetes.labels import Object, described
 from sovereign_ai.render.kubernetes.pinning import NO_DEVICES, Pin, pin
 from sovereign_ai.render.kubernetes.storage import claim_name
 from sovereign_ai.render.triton import TritonProcess
-from sovereign_ai.spec import Deployment, Tier
+from sovereign_ai.spec import Deployment, Node, Tier
 
 COMPONENT = "inference"
 HTTP, GRPC, METRICS = 8000, 8001, 8002
@@ -38,6 +39,11 @@ EXIT_TIMEOUT_S, PRE_STOP_S, KILL_MARGIN_S = 60, 10, 30
 WORK_BYTES = 8 * GIB
 """Memory of the host beside /dev/shm: processes, pinned buffers, the shard that is being loaded."""
 CPU_MARGIN_BYTES = 2 * GIB
+CORES_OF_OTHERS, MOST_CORES, LEAST_CORES = 1.5, 2.0, 0.25
+"""Of a node: what all other pods ask for, which must fit beside the engines; and what a group on cards is
+given at most."""
+MEMORY_OF_ENGINES = 0.75
+"""Part of a node's that its engines ask for together at most: pods that ask for all of it find no place."""
 UTILITY_SHARE = 4
 """Tiers after the first get this part of the primary tier's shared memory: their groups are smaller."""
 
@@ -85,6 +91,9 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     tier: Tier
     alike: bool
     """Whether all cards of its node are of one kind."""
+    cores: float
+    memory_bytes: int
+    """Its part of the node's, among the engines there."""
 
     @property
     def name(self) -> str:
@@ -363,17 +372,32 @@ def _resources(server: Server, pinned: Pin, shared: int) -> Object:
     """The pages of /dev/shm count against the limit: it must hold both."""
     if server.on_cpu:
         need = sum(memory.total_bytes for one in server.members for memory in one.memories)
-        work, cores = need + CPU_MARGIN_BYTES, "2"
+        work = -(-(need + CPU_MARGIN_BYTES) // GIB) * GIB
     else:
-        work, cores = WORK_BYTES, "2"
-    work = -(-work // GIB) * GIB
+        work = WORK_BYTES
+    asked = min(work, int(server.memory_bytes * MEMORY_OF_ENGINES) // MIB * MIB)
     resources: Object = {
-        "requests": {"cpu": cores, "memory": quantity(work), **pinned.resources},
+        "requests": {"cpu": _cores(server), "memory": quantity(asked), **pinned.resources},
         "limits": {"memory": quantity(work + shared), **pinned.resources},
     }
     if pinned.claims:
         resources["claims"] = [{"name": name} for name in pinned.claims]
     return resources
+
+
+def _cores(server: Server) -> str:
+    """No limit goes with it, so it is a share under load and no bound."""
+    most = math.inf if server.on_cpu else MOST_CORES
+    thousandths = math.floor(1000 * max(LEAST_CORES, min(server.cores, most)))
+    return f"{thousandths}m" if thousandths % 1000 else str(thousandths // 1000)
+
+
+def part_of(node: Node | None, servers: int) -> tuple[float, int]:
+    """(cores, bytes of memory) for each of so many engines of a node: never more than half of its cores. Of a
+    node that is not known: as if it were large."""
+    if node is None:
+        return MOST_CORES, math.ceil(WORK_BYTES / MEMORY_OF_ENGINES)
+    return min(node.cores - CORES_OF_OTHERS, node.cores / 2) / servers, node.memory_bytes // servers
 
 
 def priority_class(settings: ClusterSettings, tier: Tier) -> str:

@@ -148,7 +148,7 @@ def _container(settings: ClusterSettings, door: GatewaySettings, mounts: list[Ob
         "readinessProbe": _probe(5, 2),
         "lifecycle": {"preStop": {"sleep": {"seconds": 5}}},
         "resources": {
-            "requests": {"cpu": "250m", "memory": "256Mi"},
+            "requests": {"cpu": "100m", "memory": "192Mi"},
             "limits": {"memory": "1Gi"},
         },
         "securityContext": CONTAINER_SECURITY,

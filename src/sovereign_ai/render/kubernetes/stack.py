@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -75,17 +76,20 @@ def _with_hash(one: Object, plan_hash: str) -> Object:
 def _servers(stack: Stack) -> list[Server]:
     processes = triton_processes(stack.plan, _folders(stack))
     tiers = {tier.name: tier for tier in stack.plan.tiers}
-    kinds = {
-        node.name: {one.name for one in node.devices if one.kind == "gpu"} for node in stack.inventory.nodes
-    }
+    nodes = {node.name: node for node in stack.inventory.nodes}
+    kinds = {name: {one.name for one in node.devices if one.kind == "gpu"} for name, node in nodes.items()}
+    engines = Counter(process.node for process in processes)
     servers = []
     for process in processes:
         members = _members(stack.plan, process)
+        cores, memory_bytes = engine.part_of(nodes.get(process.node), engines[process.node])
         server = Server(
             process=process,
             members=members,
             tier=tiers[members[0].tier],
             alike=len(kinds.get(process.node, set())) == 1,
+            cores=cores,
+            memory_bytes=memory_bytes,
         )
         servers.append(server)
     return sorted(servers, key=lambda one: (one.tier.rank, one.name))
