@@ -9,11 +9,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from sovereign_ai.console import Console, human_seconds
-from sovereign_ai.deploy.kubernetes.comparing import Change
+from sovereign_ai.deploy.kubernetes.comparing import Change, below
 from sovereign_ai.deploy.kubernetes.difference import Difference, Outcome
 from sovereign_ai.deploy.kubernetes.history import Revision
 from sovereign_ai.deploy.kubernetes.kinds import title
 from sovereign_ai.deploy.kubernetes.restarts import Restart
+from sovereign_ai.render.kubernetes.labels import PLAN_HASH
 
 STYLES = {"new": "green", "changed": "yellow", "unchanged": "dim", "pruned": "red", "refused": "bold red"}
 LONGEST = 160
@@ -48,11 +49,16 @@ def show(
 
 def _show_outcome(console: Console, one: Outcome) -> None:
     console.say(f"{one.state:<9} {title(one.object)}{_aside(one)}", style=STYLES[one.state])
-    for change in one.changes:
+    for change in _telling(one.changes):
         for line in change_lines(change):
             console.say(f"            {line}")
     for conflict in one.conflicts:
         console.say(f"            {conflict.field} belongs to `{conflict.manager}`")
+
+
+def _telling(changes: Sequence[Change]) -> list[Change]:
+    """Without the plan's hash, which every object carries."""
+    return [change for change in changes if change.path != below("metadata.annotations", PLAN_HASH)]
 
 
 def _aside(one: Outcome) -> str:
@@ -60,6 +66,8 @@ def _aside(one: Outcome) -> str:
         return f": {one.refusal}"
     if one.unchecked:
         return " (not tried: its namespace is not there yet)"
+    if one.changes and not _telling(one.changes):
+        return " (the plan's hash alone)"
     return " (its fields become ours)" if one.adopts else ""
 
 
@@ -134,8 +142,9 @@ def show_status(
         objects = [{key: value for key, value in row._asdict().items() if key != "counts"} for row in rows]
         console.data({"namespace": namespace, "ready": is_ready, "objects": objects, "revisions": kept})
         return
-    if not rows:
-        console.say(f"nothing of ours is in namespace {namespace}")
+    if not any(row.counts for row in rows):
+        left = f"; left are {', '.join(row.object for row in rows)}" if rows else ""
+        console.say(f"nothing of ours runs in namespace {namespace}{left}")
         return
     console.table(
         f"Namespace {namespace}: {'ready' if is_ready else 'not ready'}",

@@ -164,7 +164,8 @@ def status(console: Console, access: Access, namespace: str) -> bool:
         objects = [one for one in found.all if not is_record(one)]
         pods = _pods(door, namespace)
     rows = [_row(one, pods) for one in objects]
-    ready = bool(rows) and all(row.ready is not False or not row.counts for row in rows)
+    counted = [row for row in rows if row.counts]
+    ready = bool(counted) and all(row.ready for row in counted)
     tables.show_status(console, namespace, rows, revisions, is_ready=ready)
     for note in found.notes:
         console.note(note)

@@ -69,9 +69,6 @@ def test_nothing_is_wrong() -> None:
     assert troubles([pod(initContainerStatuses=[done], containerStatuses=[fine])]) == ()
     assert troubles([pod(containerStatuses=[coming]), pod()]) == ()
     assert troubles([pod(conditions=[{"type": "PodScheduled", "status": "True"}])]) == ()
-    going = pod(**main({"terminated": {"exitCode": 1}}))
-    going["metadata"]["deletionTimestamp"] = "now"
-    assert troubles([going]) == ()
 
 
 def test_the_worst_comes_first() -> None:
@@ -114,3 +111,11 @@ def test_an_engine_says_why_long_before_its_log_ends() -> None:
         "its last lines:",
         '  2026-11-26T02:50:31Z I 70 server.cc:345] "Timeout 60: Found 0 live models"',
     ]
+
+
+def test_what_still_ends_is_told_only_where_nothing_else_is_there() -> None:
+    going, coming = pod("old"), pod("new", **main({"running": {}}))
+    going["metadata"]["deletionTimestamp"] = "2026-11-26T03:00:00Z"
+    assert troubles([going]) == (Trouble("old", "", "still ends, and the new one waits for it"),)
+    assert [one.pod for one in troubles([going, coming])] == ["new"]
+    assert troubles([]) == ()

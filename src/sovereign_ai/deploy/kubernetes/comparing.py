@@ -57,14 +57,14 @@ def _between(path: str, old: Any, new: Any) -> Iterator[Change]:
         return
     if isinstance(old, dict) and isinstance(new, dict):
         for key in [*old, *(key for key in new if key not in old)]:
-            yield from _between(_below(path, key), old.get(key), new.get(key))
+            yield from _between(below(path, key), old.get(key), new.get(key))
     elif isinstance(old, list) and isinstance(new, list):
         yield from _lists(path, old, new)
     else:
         yield Change(path, old, new)
 
 
-def _below(path: str, key: str) -> str:
+def below(path: str, key: str) -> str:
     if "." in key or "/" in key:
         return f"{path}[{key}]"
     return f"{path}.{key}" if path else key

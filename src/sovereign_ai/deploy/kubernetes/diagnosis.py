@@ -31,8 +31,15 @@ class Trouble(NamedTuple):
 
 
 def troubles(pods: Iterable[Object]) -> tuple[Trouble, ...]:
-    """Of pods that are to become ready, those that do not, worst first."""
-    found = [trouble for pod in pods if not _is_going(pod) for trouble in _first(_of_pod(pod))]
+    """Of pods that are to become ready, those that do not, worst first. Where nothing but old ones are there:
+    those."""
+    pods = tuple(pods)
+    coming = [pod for pod in pods if not _is_going(pod)]
+    found = [trouble for pod in coming for trouble in _first(_of_pod(pod))]
+    if not coming:
+        found = [
+            Trouble(pod["metadata"]["name"], "", "still ends, and the new one waits for it") for pod in pods
+        ]
     return tuple(sorted(found, key=lambda one: (not one.hopeless, not one.crashed, one.pod)))
 
 
