@@ -1,5 +1,6 @@
-"""`sovereign diff`, `apply`, `rollback`, `delete` and `status --cluster`, whole, against a fake API server that
-says at once that pods are ready. What this does not prove: that pods run (tests/e2e/test_kubernetes.py)."""
+"""`sovereign diff`, `apply`, `rollback`, `delete` and `status --cluster`, whole, against a fake API server
+that says at once that pods are ready. What this does not prove: that pods run (tests/e2e/test_kubernetes.py).
+"""
 
 from __future__ import annotations
 

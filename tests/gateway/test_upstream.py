@@ -6,14 +6,17 @@ import asyncio
 import contextlib
 import json
 import socket
+import time
 from typing import Any
 
 import aiohttp
 import pytest
 from yarl import URL
 
+from sovereign_ai.config import GatewaySettings
 from sovereign_ai.gateway.breaker import LEAST_FAILURES
 from sovereign_ai.gateway.client import Client
+from sovereign_ai.gateway.door import Door
 from tests.gateway.fake_triton import FakeTriton
 from tests.gateway.running import KEY, Running, chat_body, in_loop, running, until
 
@@ -130,15 +133,41 @@ async def test_one_requests_failure_does_not_take_the_endpoint_away() -> None:
 @in_loop
 async def test_nobody_listens_any_more() -> None:
     fake = FakeTriton()
-    async with running(fake) as gateway:
+    async with running(fake, settings=GatewaySettings(queue_timeout_s=0.2)) as gateway:
         with socket.create_server(("127.0.0.1", 0)) as unused:
             port = unused.getsockname()[1]
         upstream = gateway.gateway.pool.choose("smol")
         upstream.client = client_to(port)
-        assert error_of(await gateway.chat())[:2] == (503, "engine_unreachable")
+        assert error_of(await gateway.chat())[:2] == (503, "engine_unavailable")
         async with gateway.session.post(gateway.url + "/v1/chat/completions", json=chat_body()) as response:
             assert response.status == 503
             assert response.headers["Retry-After"] == "1"
+
+
+@in_loop
+async def test_who_finds_that_nobody_listens_waits_for_the_engine_to_come_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A lone engine was killed, and the next health check has not been yet: nothing was sent, so it is asked
+    once it is there again; its tokens count once."""
+    monkeypatch.setattr("sovereign_ai.gateway.pool.PROBE_INTERVAL_S", 0.02)
+    async with running(FakeTriton()) as gateway:
+        upstream = gateway.gateway.pool.choose("smol")
+        there = upstream.client
+        with socket.create_server(("127.0.0.1", 0)) as unused:
+            upstream.client = client_to(unused.getsockname()[1])
+        asking = asyncio.create_task(gateway.chat())
+        await until(lambda: not upstream.available)
+        assert not asking.done()
+        upstream.client = there
+        status, body = await asking
+        assert (status, body["choices"][0]["message"]["content"]) == (200, "The capital is Paris")
+        (line,) = gateway.log()
+        assert (line["status"], line["endpoint"]) == (200, upstream.name)
+        door = gateway.gateway._door
+        assert isinstance(door, Door)
+        (meter,) = door._keys.values()
+        assert meter.tokens.total(time.monotonic()) == line["prompt_tokens"] + line["completion_tokens"]
 
 
 @in_loop

@@ -19,6 +19,7 @@ from sovereign_ai.gateway.visit import CURRENT, Visit
 if TYPE_CHECKING:
     from sovereign_ai.gateway.proxy import Served
 
+UNREACHABLE = "engine_unreachable"
 QUEUE_TIMEOUT = "queue_timeout"
 """A model that had no place in time is busy, not broken: others would be flooded by what it cannot take."""
 
@@ -42,14 +43,15 @@ class Fallback:
         self._served, self._ready, self._take_back = served, ready, take_back
 
     async def ask(self, asked: Served, ask: Ask) -> None:
-        """`ask` the model, or the next of its chain that is ready. Raises ApiError: that of the asked model
-        where others failed too."""
+        """`ask` the model, or the next of its chain that is ready; or the model again once it is there, where
+        no engine has heard of the request. Raises ApiError: that of the asked model where others failed too.
+        """
         visit = CURRENT.get()
-        if visit is None or not asked.route.fallback:
+        if visit is None:
             await ask(asked)
             return
-        chain = self._chain(asked, visit)
-        visit.elsewhere = lambda: any(map(self._is_ready, chain))
+        chain = self._chain(asked, visit) if asked.route.fallback else []
+        visit.elsewhere = (lambda: any(map(self._is_ready, chain))) if chain else None
         try:
             await self._ask_in_turn(visit, asked, chain, ask)
         finally:
@@ -66,10 +68,16 @@ class Fallback:
                     return
                 continue
             _name(visit.record, asked, asked)
-            if isinstance(failure, ApiError):
+            if isinstance(failure, ApiError) and not self._may_wait(asked, failure):
                 raise failure
-            # it was turned away, and nobody else would have it: it waits like everybody
+            # it was turned away, and nobody else would have it; or its engine was gone before anybody knew:
+            # it waits like everybody
             failure = await self._failure(visit, asked, ask)
+
+    def _may_wait(self, asked: Served, failure: ApiError) -> bool:
+        """Nothing was sent where there was no connection, so the request is not the cause. The endpoints that
+        were tried count as down: only where there are others does it not wait for one to come back."""
+        return failure.code == UNREACHABLE and not self._is_ready(asked)
 
     def _chain(self, asked: Served, visit: Visit) -> list[Served]:
         """Those that the key may use and that do the same. Of routes.json only its form was checked."""
