@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from sovereign_ai.cli import difference_tables as tables
 from sovereign_ai.console import Console
-from sovereign_ai.deploy.kubernetes import applying, deleting, history, waiting
+from sovereign_ai.deploy.kubernetes import applying, deleting, history, marks, waiting
 from sovereign_ai.deploy.kubernetes.diagnosis import of_workload, troubles
 from sovereign_ai.deploy.kubernetes.difference import Difference, Found, difference
 from sovereign_ai.deploy.kubernetes.door import Door, open_door
@@ -138,7 +138,7 @@ def delete(
     timeout_s: float | None,
 ) -> None:
     with open_door(access.kubeconfig, access.context) as door:
-        going, notes = deleting.doomed(door, namespace, with_storage=with_storage)
+        going, notes, is_alone = deleting.doomed(door, namespace, with_storage=with_storage)
         for note in notes:
             console.note(note)
         if not going:
@@ -152,6 +152,8 @@ def delete(
         deleting.delete(door, going, console.say)
         with console.progress("gone", total=len(going), unit="objects", even=False) as progress:
             deleting.until_gone(door, going, progress, timeout_s or DELETION_S)
+        if is_alone:
+            marks.erase(door, console.say)
     kept = "" if with_storage else "; volumes, claims and the namespace stay (--with-storage)"
     console.say(f"gone{kept}. Files on the models' drives stay.")
 

@@ -53,7 +53,9 @@ def get(value: Any, path: Path) -> Any:
 
 def merge(into: Any, new: Any) -> Any:
     if isinstance(into, dict) and isinstance(new, dict):
-        return {**into, **{key: merge(into.get(key), value) for key, value in new.items()}}
+        gone = {key for key, value in new.items() if value is None}
+        merged = {**into, **{key: merge(into.get(key), value) for key, value in new.items()}}
+        return {key: value for key, value in merged.items() if key not in gone}
     if is_named(into) and is_named(new):
         old = {item["name"]: item for item in into}
         mine = [merge(old.get(item["name"]), item) for item in new]

@@ -15,7 +15,7 @@ from tests.deploy.kubernetes.test_waiting import Watched
 def delete(cluster: Cluster, *, with_storage: bool = False, timeout_s: float = 5) -> list[str]:
     said: list[str] = []
     with cluster.door() as door:
-        going, _ = deleting.doomed(door, cluster.namespace, with_storage=with_storage)
+        going = deleting.doomed(door, cluster.namespace, with_storage=with_storage).going
         deleting.delete(door, going, said.append)
         deleting.until_gone(door, going, Silent(), timeout_s)
     return said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from sovereign_ai.console import Progress
 from sovereign_ai.deploy.kubernetes.applying import Steps, Tell
@@ -18,11 +19,19 @@ ROUND_S = 1.0
 COMMAND = "sovereign delete --cluster"
 
 
-def doomed(door: Door, namespace: str, *, with_storage: bool) -> tuple[tuple[Object, ...], tuple[str, ...]]:
-    """What would go, in order, and notes of what could not be looked at."""
+class Doomed(NamedTuple):
+    """What would go, in order; notes of what could not be looked at; whether no other stack is there."""
+
+    going: tuple[Object, ...]
+    notes: tuple[str, ...]
+    is_alone: bool
+
+
+def doomed(door: Door, namespace: str, *, with_storage: bool) -> Doomed:
     found = Found(door, namespace)
-    going = to_delete(namespace, found.all, alone=found.is_alone, with_storage=with_storage)
-    return going, found.notes
+    alone = found.is_alone
+    going = to_delete(namespace, found.all, alone=alone, with_storage=with_storage)
+    return Doomed(going, found.notes, alone)
 
 
 def delete(door: Door, objects: Sequence[Object], tell: Tell) -> None:

@@ -38,6 +38,7 @@ PAGE = 500
 """Objects of one answer to a list."""
 
 APPLY, JSON = "application/apply-patch+yaml", "application/json"
+MERGE = "application/merge-patch+json"
 
 
 class _Request(NamedTuple):
@@ -125,6 +126,12 @@ class Door:
             asked["dryRun"] = "All"
         found: Object = self._ask(_Request("PATCH", _path(one), asked, msgspec.json.encode(one), APPLY))
         return found
+
+    def merge(self, kind: Kind, namespace: str, name: str, patch: Object, *, below: str = "") -> None:
+        """A merge patch of an object that need not be ours; `below`: its subresource, `/status`."""
+        path = kind.path(namespace, name) + below
+        asked = {"fieldManager": FIELD_MANAGER}
+        self._ask(_Request("PATCH", path, asked, msgspec.json.encode(patch), MERGE))
 
     def delete(self, one: Object) -> bool:
         """This very object, not a later one of its name. Whether it was still there."""
