@@ -130,3 +130,26 @@ def test_a_right_that_is_missing(fake: Cluster) -> None:
     assert "`sovereign delete --cluster` again goes on" in caught.value.hint
     fake.fake.faults.clear()
     assert delete(fake) == ["deleted Secret/keys", "deleted ConfigMap/engine-1"]
+
+
+def pod(name: str, app: str) -> Object:
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": name,
+            "namespace": "sovereign",
+            "labels": {**owned("sovereign"), "app.kubernetes.io/name": app},
+        },
+    }
+
+
+def test_pods_end_last_and_hold_their_cards_until_then(fake: Cluster) -> None:
+    fake.bring(small())
+    for one in (pod("engine-1", "engine"), pod("another-1", "another")):
+        fake.fake.put(one)
+    with pytest.raises(DeployError, match=r"not gone after 0 s:\n  Pod/engine-1$"):
+        delete(fake, timeout_s=0)
+    fake.bring(small())
+    fake.fake.refuse("GET", "/api/v1/namespaces/sovereign/pods?", 403, "pods is forbidden")
+    assert delete(fake), "who may not look at pods does not wait for them"

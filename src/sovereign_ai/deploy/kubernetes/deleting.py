@@ -8,12 +8,14 @@ from typing import NamedTuple
 
 from sovereign_ai.console import Progress
 from sovereign_ai.deploy.kubernetes.applying import Steps, Tell
+from sovereign_ai.deploy.kubernetes.connection import FORBIDDEN
+from sovereign_ai.deploy.kubernetes.diagnosis import of_workload
 from sovereign_ai.deploy.kubernetes.difference import Found
 from sovereign_ai.deploy.kubernetes.door import Door
-from sovereign_ai.deploy.kubernetes.kinds import kind_of, name_of, title
+from sovereign_ai.deploy.kubernetes.kinds import POD, WORKLOADS, kind_of, name_of, title
 from sovereign_ai.deploy.kubernetes.pruning import to_delete
-from sovereign_ai.errors import DeployError
-from sovereign_ai.render.kubernetes.labels import Object
+from sovereign_ai.errors import ClusterRefused, DeployError
+from sovereign_ai.render.kubernetes.labels import Object, owned
 
 ROUND_S = 1.0
 COMMAND = "sovereign delete --cluster"
@@ -51,21 +53,37 @@ def until_gone(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Raises DeployError with what holds the rest where it takes longer."""
+    """Pods end after what they belong to, and hold their cards until then. Raises DeployError with what holds
+    the rest where it takes longer."""
     end = clock() + timeout_s
-    left = {title(one): one for one in objects}
+    left = {title(one): one for one in (*objects, *_pods(door, objects))}
+    total = len(left)
     while left := {name: now for name, one in left.items() if (now := _still(door, one))}:
-        progress.update(len(objects) - len(left), note=f"still there: {', '.join(left)}")
+        progress.update(total - len(left), total=total, note=f"still there: {', '.join(left)}")
         if clock() >= end:
             held = "\n".join(f"  {name}{_held(now)}" for name, now in left.items())
             raise DeployError(f"deleted, but not gone after {timeout_s:.0f} s:\n{held}")
         sleep(ROUND_S)
-    progress.update(len(objects), note="")
+    progress.update(total, note="")
+
+
+def _pods(door: Door, objects: Sequence[Object]) -> list[Object]:
+    """Of the workloads among them. None where they may not be listed: they end all the same."""
+    workloads = [one for one in objects if one["kind"] in [kind.name for kind in WORKLOADS]]
+    namespaces = {str(one["metadata"]["namespace"]) for one in workloads}
+    try:
+        pods = [pod for name in namespaces for pod in door.listed(POD, name, owned(name))[0]]
+    except ClusterRefused as error:
+        if error.code != FORBIDDEN:
+            raise
+        return []
+    return [pod for one in workloads for pod in of_workload(one, pods)]
 
 
 def _still(door: Door, one: Object) -> Object | None:
     """The same object, not a new one of its name."""
-    now = door.read(kind_of(one), str(one["metadata"].get("namespace", "")), name_of(one))
+    kind = POD if one["kind"] == POD.name else kind_of(one)
+    now = door.read(kind, str(one["metadata"].get("namespace", "")), name_of(one))
     if now is None or now["metadata"].get("uid") != one["metadata"].get("uid"):
         return None
     return now
