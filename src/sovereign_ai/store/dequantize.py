@@ -19,7 +19,6 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 Floats = np.ndarray[Any, np.dtype[np.float32]]
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 Words = np.ndarray[Any, np.dtype[np.uint32]]
-Halves = np.ndarray[Any, np.dtype[np.uint16]]
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 SIZES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -29,6 +28,8 @@ FIRST_TOO_LARGE: dict[Dtype, int] = {"float32": 0x7F800000, "bfloat16": 0x7F7F80
 largest bfloat16 and float16 (65,520). Numbers that are none (NaN) lie above all three."""
 LIBRARY_VALUES = 1 << 17
 """At a time: the library's temporaries, several times as large, then stay in the cache."""
+ROUNDED_VALUES = 1 << 18
+"""At a time, for the same reason."""
 
 
 def readable(kind: GGMLQuantizationType) -> bool:
@@ -209,11 +210,14 @@ def fits(values: Floats, dtype: Dtype) -> bool:
 
 def encoded(values: Floats, dtype: Dtype) -> np.ndarray[Any, Any]:
     """Values that `fits` → what is written: float32 as they are, others rounded to nearest, ties to even."""
-    values = np.ascontiguousarray(values)
     if dtype == "float32":
-        return values
-    bits = values.view(np.uint32)
-    return _to_bfloat16(bits) if dtype == "bfloat16" else _to_float16(bits).view(np.float16)
+        return np.ascontiguousarray(values)
+    bits = np.ascontiguousarray(values).view(np.uint32).reshape(-1)
+    rounded = np.empty(bits.size, np.uint16)
+    for start in range(0, bits.size, ROUNDED_VALUES):
+        piece = slice(start, start + ROUNDED_VALUES)
+        rounded[piece] = _to_bfloat16(bits[piece]) if dtype == "bfloat16" else _to_float16(bits[piece])
+    return (rounded if dtype == "bfloat16" else rounded.view(np.float16)).reshape(values.shape)
 
 
 def recoded(raw: Bytes, kind: GGMLQuantizationType, dtype: Dtype) -> np.ndarray[Any, Any] | None:
@@ -237,7 +241,7 @@ def _table(kind: GGMLQuantizationType, dtype: Dtype) -> tuple[np.ndarray[Any, An
         return encoded(values, dtype), int(np.searchsorted(above_zero, FIRST_TOO_LARGE[dtype]))
 
 
-def _to_bfloat16(bits: Words) -> Halves:
+def _to_bfloat16(bits: Words) -> Words:
     """bfloat16 is the upper half of float32: just under half a step is added, and the rest of the half to odd
     ones."""
     rounded: Words = bits >> np.uint32(16)
@@ -245,16 +249,17 @@ def _to_bfloat16(bits: Words) -> Halves:
     rounded += np.uint32(0x7FFF)
     rounded += bits
     rounded >>= np.uint32(16)
-    return rounded.astype(np.uint16)
+    return rounded
 
 
-def _to_float16(bits: Words) -> Halves:
+def _to_float16(bits: Words) -> Words:
     """As numpy rounds, in a third of its time, and without a branch for what is small.
 
     Let 2^e be a number's own power of two, but at least 2^-14, below which the steps of float16 stay the
     same. Just above 2^(e + 13) the steps of float32 are those that the number shall have: adding that rounds
     it, and leaves the count of steps in the lower bits. The exponent goes above the count, and 2048 more,
-    added on the way, set right what its offsets of 127 and 13 are too much, modulo 2^16.
+    added on the way, set right what its offsets of 127 and 13 are too much, modulo 2^16: of the result only
+    the lower half counts.
     """
     magnitudes = bits & np.uint32(0x7FFFFFFF)
     powers = magnitudes & np.uint32(0x7F800000)
@@ -267,4 +272,4 @@ def _to_float16(bits: Words) -> Halves:
     signs = np.right_shift(bits, np.uint32(16), out=powers)
     signs &= np.uint32(0x8000)
     magnitudes |= signs
-    return magnitudes.astype(np.uint16)
+    return magnitudes
