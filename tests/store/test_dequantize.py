@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sovereign_ai.store import dequantize
-from sovereign_ai.store.dequantize import Dtype, dequantise, encoded, fits, readable
+from sovereign_ai.store.dequantize import Dtype, dequantise, encoded, fits, readable, recoded
 
 Q = GGMLQuantizationType
 LARGEST: dict[Dtype, float] = {"float32": 3.4028235e38, "bfloat16": 3.3895314e38, "float16": 65504.0}
@@ -50,6 +50,14 @@ def test_bfloat16_rounds_as_the_library_does(bits: list[int]) -> None:
     assert np.array_equal(encoded(values, "bfloat16"), expected)
 
 
+@given(st.lists(st.integers(0, 0x477FEFFF), min_size=1, max_size=64), st.sampled_from([0, 1 << 31]))
+def test_float16_rounds_as_numpy_does_whatever_the_bits(magnitudes: list[int], sign: int) -> None:
+    values = (np.array(magnitudes, np.uint32) | np.uint32(sign)).view(np.float32)
+    assert np.array_equal(
+        encoded(values, "float16").view(np.uint16), values.astype(np.float16).view(np.uint16)
+    )
+
+
 @given(st.lists(st.floats(-65519.0, 65519.0, width=32), min_size=1, max_size=64))
 def test_float16_rounds_as_numpy_does(numbers: list[float]) -> None:
     values = np.array(numbers, np.float32)
@@ -68,16 +76,30 @@ def test_float16_rounds_as_numpy_does_at_every_step() -> None:
         assert np.array_equal(encoded(signed, "float16").view(np.uint16), expected)
 
 
+@pytest.mark.parametrize("kind", [Q.F16, Q.BF16])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_numbers_of_16_bits_become_what_they_become_over_float32(kind: Q, dtype: Dtype) -> None:
+    bits = np.arange(1 << 16, dtype=np.uint16)
+    values = dequantise(bits.view(np.uint8), kind)
+    held = np.array([fits(values[n : n + 1], dtype) for n in range(1 << 16)])
+    made = recoded(bits[held].view(np.uint8), kind, dtype)
+    assert made is not None
+    assert np.array_equal(made.view(np.uint8), encoded(values[held], dtype).view(np.uint8))
+    for bad in bits[~held]:
+        assert recoded(np.array([1, bad], np.uint16).view(np.uint8), kind, dtype) is None
+
+
+def test_others_are_not_looked_up() -> None:
+    assert recoded(np.zeros(34, np.uint8), Q.Q8_0, "float16") is None
+    assert recoded(np.zeros(4, np.uint8), Q.F32, "float32") is None
+
+
 @pytest.mark.parametrize(("kind", "dtype"), [(Q.F16, "float16"), (Q.BF16, "bfloat16")])
 def test_numbers_of_the_type_that_is_wanted_stay_as_they_are(kind: Q, dtype: Dtype) -> None:
     bits = np.arange(0x7BFF, dtype=np.uint16)
-    same = dequantize.unchanged(bits.view(np.uint8), kind, dtype)
+    same = recoded(bits.view(np.uint8), kind, dtype)
     assert same is not None
-    assert np.array_equal(same.view(np.uint16), bits)
-    assert np.array_equal(encoded(dequantise(bits.view(np.uint8), kind), dtype).view(np.uint16), bits)
-    assert dequantize.unchanged(bits.view(np.uint8), kind, "float32") is None
-    infinite = np.array([1, 0xFF80 if kind == Q.BF16 else 0xFC00], np.uint16).view(np.uint8)
-    assert dequantize.unchanged(infinite, kind, dtype) is None
+    assert np.shares_memory(same, bits)
 
 
 def test_of_two_equally_near_the_even_one() -> None:

@@ -21,7 +21,16 @@ import numpy as np
 from sovereign_ai.console import Progress
 from sovereign_ai.errors import BadModelFile, UnsupportedModel
 from sovereign_ai.store.decoder import ELSEWHERE, Blueprint, Target
-from sovereign_ai.store.dequantize import SIZES, Dtype, Floats, dequantise, encoded, fits, readable, unchanged
+from sovereign_ai.store.dequantize import (
+    SIZES,
+    Dtype,
+    Floats,
+    dequantise,
+    encoded,
+    fits,
+    readable,
+    recoded,
+)
 from sovereign_ai.store.families import read_blueprint
 from sovereign_ai.store.gguf_file import GgufFile, TensorInfo
 from sovereign_ai.store.special_tokens import config_ids, generation_config
@@ -35,6 +44,10 @@ WEIGHTS_NAME = "model.safetensors"
 BLOCK_BYTES = 4 << 20
 """Of dequantised float32 values at a time: large against the cost of a step, small enough for the cache."""
 THREADS = len(os.sched_getaffinity(0))
+KEPT_BYTES = 24 << 20
+"""glibc gives freed memory back to the system, page by page, and every step asks for it again, unless
+something as large was freed before: then twice as much stays (`M_MMAP_THRESHOLD` in mallopt(3), which grows
+so up to 32 MiB)."""
 AHEAD = 2
 """Blocks that may wait for their turn to be written, beside those in the making."""
 
@@ -130,8 +143,8 @@ class _Step(NamedTuple):
         if len(raw) != self.size:
             raise BadModelFile(f"{info.path}: changed while it was read: tensor `{info.name}` ends early")
         blocks = np.frombuffer(raw, np.uint8)
-        if not self.target.change and (same := unchanged(blocks, info.type, self.dtype)) is not None:
-            return same.data.cast("B")
+        if not self.target.change and (made := recoded(blocks, info.type, self.dtype)) is not None:
+            return made.data.cast("B")
         values = dequantise(blocks, info.type)
         if self.target.change:
             values = self.target.change(values.reshape(-1, info.shape[-1])).reshape(-1)
@@ -152,6 +165,7 @@ def _blocks(targets: tuple[Target, ...], dtype: Dtype) -> Iterator[memoryview]:
     with ExitStack() as stack:
         paths = {target.info.path for target in targets}
         sources = {path: stack.enter_context(path.open("rb")).fileno() for path in paths}
+        np.empty(KEPT_BYTES, np.uint8)  # freed at once, and never touched
         pool = ThreadPoolExecutor(THREADS, thread_name_prefix="convert")
         stack.callback(pool.shutdown, cancel_futures=True)
         for target in targets:

@@ -107,7 +107,8 @@ class GgufFile(NamedTuple):
     def integers(self, key: str) -> list[int]:
         value = self._value(key, None)
         if isinstance(value, np.ndarray) and value.dtype.kind in "iu":
-            return [int(number) for number in value]
+            numbers: list[int] = value.tolist()
+            return numbers
         raise BadModelFile(f"{self.path}: `{key}` is not a list of integers")
 
     def numbers(self, key: str) -> np.ndarray[Any, Any]:
@@ -148,21 +149,25 @@ class _Cursor:
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path, self._file = path, file
         self.size = path.stat().st_size
-        self.position = 0
+        self.position, self._limit = 0, min(self.size, MAX_HEADER_BYTES)
 
     def take(self, count: int, what: str) -> bytes:
+        end = self.position + count
+        if end > self._limit:
+            raise self._too_far(count, what)
+        self.position = end
+        return self._file.read(count)
+
+    def _too_far(self, count: int, what: str) -> BadModelFile:
         missing = self.position + count - self.size
         if missing > 0:
-            raise BadModelFile(
+            return BadModelFile(
                 f"{self.path}: ends inside {what}: {missing} bytes are missing after byte {self.size}",
                 _INCOMPLETE,
             )
-        if self.position + count > MAX_HEADER_BYTES:
-            raise BadModelFile(
-                f"{self.path}: {what} at byte {self.position} claims {count} bytes, which is absurd"
-            )
-        self.position += count
-        return self._file.read(count)
+        return BadModelFile(
+            f"{self.path}: {what} at byte {self.position} claims {count} bytes, which is absurd"
+        )
 
     def unpack(self, layout: str, what: str) -> tuple[Any, ...]:
         return struct.unpack(layout, self.take(struct.calcsize(layout), what))
@@ -178,8 +183,7 @@ class _Cursor:
         return claimed
 
     def text(self, what: str) -> str:
-        (length,) = self.unpack("<Q", what)
-        raw = self.take(length, what)
+        raw = self.take(int.from_bytes(self.take(8, what), "little"), what)
         try:
             return raw.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -223,7 +227,8 @@ def _array(cursor: _Cursor, key: str) -> Any:
     kind, claimed = cursor.unpack("<IQ", f"key `{key}`")
     if kind == GGUFValueType.STRING:
         count = cursor.count(claimed, 8, f"items in `{key}`")
-        return [cursor.text(f"key `{key}`") for _ in range(count)]
+        what = f"key `{key}`"
+        return [cursor.text(what) for _ in range(count)]
     if kind == GGUFValueType.ARRAY:
         raise UnsupportedModel(f"{cursor.path}: key `{key}` is an array of arrays")
     return _numbers(cursor, key, kind, claimed)
