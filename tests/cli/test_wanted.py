@@ -115,7 +115,7 @@ def test_a_model_that_only_tells_once_it_is_here(store: Store, tmp_path: Path) -
         assert known_model(entry(source), store) is None
         with pytest.raises(ConfigError, match="nothing is known of `m` before it is here") as caught:
             model_of(entry(source), store)
-        assert caught.value.hint == "`sovereign up` brings it in, and plans for it then"
+        assert caught.value.hint.endswith("; `sovereign up` does so itself")
     with pytest.raises(ConfigError, match=r"^nothing is known of"):
         model_of(ModelEntry(name="m", source="pypi:nobody-knows"), store)
 

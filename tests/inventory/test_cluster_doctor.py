@@ -134,8 +134,10 @@ def test_a_server_that_does_not_answer() -> None:
 @pytest.mark.parametrize(
     ("check", "found", "wanted", "state", "what", "fix"),
     [
-        ("Kubernetes version", CLUSTER, demand(settings=ClusterSettings(version="1.35")), "fault",
+        ("Kubernetes version", CLUSTER, demand(settings=ClusterSettings(version="1.35")), "warning",
          "the cluster is 1.36, manifests are made for 1.35", 'kubernetes.version: "1.36"'),
+        ("Kubernetes version", CLUSTER, demand(settings=ClusterSettings(version="1.37")), "fault",
+         "the cluster is 1.36, manifests are made for 1.37", 'kubernetes.version: "1.36"'),
         ("end of life", CLUSTER, demand(today=date(2027, 7, 1)), "warning",
          "no fixes since 2027-06-28", "upgrade"),
         ("rights", cluster(denied=(Right("deployments.apps", "patch"),)), DEMAND, "fault",

@@ -150,5 +150,6 @@ def _unknown(entry: ModelEntry, kind: str, rest: str) -> ConfigError:
         )
     return ConfigError(
         f"{where}nothing is known of `{entry.name}` before it is here ({entry.source})",
-        "`sovereign up` brings it in, and plans for it then",
+        f"bring it in: sovereign models pull {entry.source} --name {entry.name}; "
+        "`sovereign up` does so itself",
     )
