@@ -10,7 +10,7 @@ from sovereign_ai.deploy.kubernetes.connection import CONFLICT, FORBIDDEN, NOT_F
 from sovereign_ai.deploy.kubernetes.door import Door
 from sovereign_ai.deploy.kubernetes.kinds import KINDS, NAMESPACE, NODE, Kind, kind_of, name_of, title
 from sovereign_ai.deploy.kubernetes.manifests import Wanted
-from sovereign_ai.deploy.kubernetes.placing import hostnames, misplaced
+from sovereign_ai.deploy.kubernetes.placing import Nodes, by_hostname, misplaced
 from sovereign_ai.deploy.kubernetes.pruning import other_stacks, to_prune
 from sovereign_ai.deploy.kubernetes.restarts import Restart, restart, stop
 from sovereign_ai.errors import ClusterRefused, DeployError
@@ -85,15 +85,15 @@ def difference(door: Door, wanted: Wanted) -> Difference:
         _outcome(door, one, found.live(one), is_namespace_there=namespace is not None)
         for one in wanted.objects
     ]
-    if (names := found.hostnames()) is not None:
-        outcomes = [_placed(one, names) for one in outcomes]
+    if (nodes := found.nodes()) is not None:
+        outcomes = [_placed(one, nodes) for one in outcomes]
     pruned = to_prune(wanted, found.all, alone=found.is_alone)
     return Difference(tuple(outcomes), pruned, found.notes)
 
 
-def _placed(one: Outcome, names: frozenset[str]) -> Outcome:
-    """The server takes a pod for any node, and nobody ever starts it."""
-    why = "" if one.state == "refused" else misplaced(one.object, names)
+def _placed(one: Outcome, nodes: Nodes) -> Outcome:
+    """The server takes a pod for any node, and for cards that somebody else hands out too."""
+    why = "" if one.state == "refused" else misplaced(one.object, nodes)
     return one._replace(state="refused", refusal=why, restart=None) if why else one
 
 
@@ -136,10 +136,10 @@ class Found:
             return found
         return self._door.read(kind_of(one), self._namespace, name_of(one))
 
-    def hostnames(self) -> frozenset[str] | None:
-        """Of all nodes; None where they may not be listed."""
+    def nodes(self) -> Nodes | None:
+        """None where they may not be listed."""
         try:
-            return hostnames(self._door.listed(NODE, "", {})[0])
+            return by_hostname(self._door.listed(NODE, "", {})[0])
         except ClusterRefused as error:
             if error.code != FORBIDDEN:
                 raise
