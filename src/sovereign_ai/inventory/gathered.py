@@ -62,7 +62,7 @@ def gather(nodes: Sequence[Mapping[str, Any]], slices: Sequence[Mapping[str, Any
     inventory = Inventory(nodes=tuple(one.node for one in found.values() if one.node))
     warnings = [f"node {name}: {text}" for name, one in found.items() for text in one.warnings]
     if not inventory.nodes:
-        hint = "run the node agent on it (sovereign agent, in a DaemonSet)"
+        hint = "take it on the node itself: sovereign inventory --save FILE; agents come with the first apply"
         raise InventoryError("; ".join(["no node of the cluster tells its devices", *warnings]), hint)
     for problem in problems(inventory):
         raise InventoryError(f"cluster ({spell(problem.steps)}): {problem.what}", problem.hint)
