@@ -44,13 +44,13 @@ def test_of_a_cluster_and_a_plan(here: Here, tmp_path: Path, monkeypatch: pytest
         monkeypatch.delenv(name, raising=False)
     plan = tmp_path / "plan.json"
     plan.write_text('{"tiers": [], "deployments": []}')
-    with serving(FakeApi({"/version": {"gitVersion": "v1.36.1"}, "/api/v1/nodes": 403})) as api:
+    with serving(FakeApi({"/version": {"gitVersion": "v1.30.9"}, "/api/v1/nodes": 403})) as api:
         monkeypatch.setenv("KUBECONFIG", f"{api.kubeconfig(tmp_path)}:/another")
         done = here("doctor", "--cluster", "--plan", str(plan), "--json")
     found = {one["check"]: one for one in done.data}
     assert done.code == 1
     assert set(found) == {one.name for one in HOST_CHECKS} | {one.name for one in CLUSTER_CHECKS}
-    assert found["API server"]["what"] == "Kubernetes v1.36.1 answers"
+    assert found["API server"]["what"] == "Kubernetes v1.30.9 answers"
     assert found["Kubernetes version"]["state"] == "fault"
     assert found["nodes"]["what"] == "nodes: this user may not read them"
     assert done.err == ""

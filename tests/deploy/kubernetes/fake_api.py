@@ -265,6 +265,7 @@ class _Server(ThreadingHTTPServer):
 
 
 class _Answer(BaseHTTPRequestHandler):
+    disable_nagle_algorithm = True  # head and body are two writes: the second would wait for the first one's receipt
     server: _Server
     protocol_version = "HTTP/1.1"
 
