@@ -265,7 +265,8 @@ class _Server(ThreadingHTTPServer):
 
 
 class _Answer(BaseHTTPRequestHandler):
-    disable_nagle_algorithm = True  # head and body are two writes: the second would wait for the first one's receipt
+    # head and body are two writes: the second would wait until the first one's receipt is told, 40 ms later
+    disable_nagle_algorithm = True
     server: _Server
     protocol_version = "HTTP/1.1"
 
