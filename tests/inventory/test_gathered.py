@@ -113,7 +113,9 @@ def plain_node(name: str = "box", **status: Any) -> dict[str, Any]:
 
 
 def test_where_there_are_no_cards_nodes_count_with_their_cpu() -> None:
-    found = gathered(plain_node("a"), plain_node("b", ready="Unknown"))
+    away = plain_node("b", ready="Unknown")
+    away["spec"] = {"taints": [{"key": "node.kubernetes.io/unreachable", "effect": "NoSchedule"}]}
+    found = gathered(plain_node("a"), away)
     first = found.inventory.nodes[0]
     assert (first.name, first.cores, first.memory_bytes) == ("a", 3, 8_000_000 * 1024)
     device = first.devices[0]

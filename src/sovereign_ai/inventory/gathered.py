@@ -11,6 +11,7 @@ from sovereign_ai.errors import InventoryError
 from sovereign_ai.inventory.checks import problems
 from sovereign_ai.inventory.places import spell
 from sovereign_ai.inventory.published import (
+    GPU_DOMAIN,
     INVENTORY,
     MEASURED,
     conflicts,
@@ -28,7 +29,16 @@ STALE_S = 300
 SILENT_S = 900
 """Age from which the agent counts as gone, and what it measured as no longer known."""
 
-CARD_SIGNS = ("nvidia.com/", "amd.com/gpu", "gpu.intel.com/", "feature.node.kubernetes.io/pci-10de")
+CARD_SIGNS = (
+    "nvidia.com/",
+    "amd.com/gpu",
+    "gpu.intel.com/",
+    "feature.node.kubernetes.io/pci-10de",
+    f"{GPU_DOMAIN}/",
+)
+"""How the names of resources and labels begin that device plugins, feature discovery and our agents give."""
+PASSING_TAINTS = "node.kubernetes.io/"
+"""Kubernetes' own, of nodes that are not ready or cordoned: that is told in words of its own."""
 
 
 class Gathered(NamedTuple):
@@ -167,16 +177,19 @@ def _by_its_cpu(node: Mapping[str, Any], found: _Found) -> _Found:
 
 
 def _shows_cards(node: Mapping[str, Any]) -> bool:
-    """By what device plugins offer, and the labels of NVIDIA's and the node feature discovery."""
     offered = (node.get("status") or {}).get("capacity") or {}
     labels = (node.get("metadata") or {}).get("labels") or {}
-    return any(name.startswith(CARD_SIGNS) or "/gpu-" in name.lower() for name in (*offered, *labels))
+    return any(name.startswith(CARD_SIGNS) for name in (*offered, *labels))
 
 
 def _is_tainted(node: Mapping[str, Any]) -> bool:
     """As nodes of a control plane are: no pod of ours is put there."""
     taints = (node.get("spec") or {}).get("taints") or ()
-    return any(taint.get("effect") in ("NoSchedule", "NoExecute") for taint in taints)
+    return any(
+        taint.get("effect") in ("NoSchedule", "NoExecute")
+        and not str(taint.get("key")).startswith(PASSING_TAINTS)
+        for taint in taints
+    )
 
 
 def _within(found: Node, node: Mapping[str, Any]) -> Node:
